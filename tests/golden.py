@@ -1,0 +1,82 @@
+"""
+Check nanowm.py against golden files: outputs of the authors' implementation at a small size with random weights.
+
+    python tests/golden.py FILE...        prints the largest error of every output, exits 1 beyond tolerance
+
+A file holds `param.<state-dict key>`, inputs x (B,F,C,H,W), t (B,F), action (B,F,k*A), noise; outputs `forward` (the
+network on the raw x), `loss` and `mse` (B,) (on x noised to t), and `sample.<mode>.<level>` with the draws it used:
+`.init` for all frames and, for level > 0, `.ctx_noise`. The metadata tells the configuration.
+Tolerances are relative to the output: tol * max(1, max|reference|).
+"""
+import os
+import sys
+
+import torch
+from safetensors import safe_open
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import nanowm
+
+TOLERANCE = {'forward': 2e-5, 'loss': 1e-5, 'mse': 1e-5, 'sample': 1e-4}
+OURS = {'epsilon': 'eps', 'squaredcos_cap_v2': 'cosine'}            # their words -> ours
+
+
+def load(path):
+    """-> Model with the file's weights, {name: tensor} of the rest, metadata."""
+    with safe_open(path, 'pt') as f:
+        meta = f.metadata()
+        tensors = {key: f.get_tensor(key) for key in f.keys()}
+    _, _, channels, height, width = tensors['x'].shape
+    cfg = nanowm.Config(
+        height=height, width=width, channels=channels, action_dim=tensors['action'].shape[-1],
+        num_frames=int(meta['frames']), n_context=int(meta['n_context']), depth=int(meta['depth']),
+        hidden=int(meta['hidden']), heads=int(meta['heads']), patch=int(meta['patch']), injection=meta['injection'],
+        pred=OURS.get(meta['pred'], meta['pred']), schedule=OURS.get(meta['schedule'], meta['schedule']),
+        ztsnr=meta['zero_terminal_snr'] == 'True' and meta['pred'] != 'flow', snr_gamma=float(meta['snr_gamma']),
+        sample_steps=int(meta['sampling_steps']))
+    model = nanowm.Model(cfg).eval()
+    weights = {key[6:]: value for key, value in tensors.items() if key.startswith('param.')}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert set(missing) <= {'action_mean', 'action_std'}, f'{path}: not in the file: {missing}'
+    assert not unexpected, f'{path}: no such parameter in nanowm.Model: {unexpected}'
+    return model, {key: value for key, value in tensors.items() if not key.startswith('param.')}, meta
+
+
+@torch.no_grad()
+def outputs(model, g):
+    """Recompute every output of a golden file. -> {name: tensor}"""
+    cfg, x, t, action, n = model.cfg, g['x'], g['t'], g['action'], model.cfg.n_context
+    out = {'forward': model.net(x, t, action)}
+    out['loss'], out['mse'] = model.loss(x, action, t, g['noise'])
+    for name in (key for key in g if key.startswith('sample.') and not key.endswith(('.init', '.ctx_noise'))):
+        mode, level = name[7:].split('.', 1)
+        t_context, context = model.context_level(float(level)), x[:, :n]
+        if t_context > 0:
+            context = model.q_sample(context, torch.full(context.shape[:2], t_context), g[name + '.ctx_noise'])
+        rows = nanowm.scheduling_matrix(mode, x.shape[1] - n, cfg.sample_steps, cfg.timesteps)
+        out[name] = model.denoise(torch.cat([context, g[name + '.init'][:, n:]], 1), action, rows, n, t_context)
+    return out
+
+
+def check(path):
+    """-> [(output, largest error, what is allowed)] of one file."""
+    model, g, _ = load(path)
+    rows = []
+    for name, value in outputs(model, g).items():
+        reference = g[name]
+        allowed = TOLERANCE[name.split('.')[0]] * max(1, reference.abs().max().item())
+        rows.append((name, (value - reference).abs().max().item(), allowed))
+    return rows
+
+
+if __name__ == '__main__':
+    if len(sys.argv) < 2:
+        sys.exit('which golden file? usage: python tests/golden.py FILE...')
+    failed = 0
+    for path in sys.argv[1:]:
+        print(path)
+        for name, error, allowed in check(path):
+            wrong = not error <= allowed                            # also true for nan
+            failed += wrong
+            print(f'  {name:28s} error {error:.1e}   allowed {allowed:.1e}   {"FAILED" if wrong else "ok"}')
+    sys.exit(f'{failed} outputs beyond tolerance' if failed else 0)
