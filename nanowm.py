@@ -491,13 +491,14 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def rollout(self, context, action, noise=None, history=0, stride=1, sampling='', sample_steps=0,
-                history_level=None, eta=0.0, generator=None):
+                history_level=None, eta=0.0, generator=None, progress=iter):
         """
         Imagine K frames for each of N candidate futures by a sliding window.
         context: video (B, H, h, w, C) or latent (B, H, C, h, w), with action (B, H-1, k*A) between these frames;
         action (B, N, K, k*A) raw: action[:, :, 0] is taken at the last context frame. -> the new frames (B, N, K, ...).
         history: frames of context per window (default num_frames - stride); stride: new frames per window.
         noise (B, K, C, h, w): initial noise, shared by the N futures so that only actions tell them apart.
+        progress: wraps the range of windows, for a bar.
         """
         cfg = self.cfg
         history = history or cfg.num_frames - stride
@@ -514,7 +515,7 @@ class Model(nn.Module):
             return y[:, None].expand(-1, N, *y.shape[1:]).flatten(0, 1)
         x, noise, renoise = spread(x), spread(noise), spread(renoise)
         a = self.fold_action(torch.cat([spread(context['action']), action.flatten(0, 1)], 1))      # (B*N, H-1+K, k*A)
-        for first in range(0, K, stride):
+        for first in progress(range(0, K, stride)):
             n, last = min(stride, K - first), x.shape[1]
             lo = max(0, last - history)
             past = x[:, lo:]

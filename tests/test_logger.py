@@ -1,0 +1,101 @@
+"""logger.py: the file survives a kill and a resume; tensorboard gets the same scalars."""
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logger import make_logger, read_logs
+
+
+def lines(out_dir):
+    return (out_dir / 'logs.json.txt').read_text().splitlines()
+
+
+def test_one_strict_json_object_per_line_at_once(tmp_path):
+    logger = make_logger('', tmp_path / 'new' / 'folder', 'toy', {})
+    logger.log({'train/loss': 0.5, 'n': 3}, 10)
+    assert lines(tmp_path / 'new' / 'folder') == ['{"step": 10, "train/loss": 0.5, "n": 3}']     # flushed, not closed
+    logger.log({'tensor': torch.tensor(2.0, requires_grad=True), 'numpy': np.float32(0.5), 'long': np.int64(4)}, 11)
+    logger.log({'nan': float('nan'), 'inf': torch.tensor(float('inf')), 'minus': -np.inf}, 12)
+    logger.close()
+    def refuse(word): raise AssertionError(f'{word} is not JSON')
+    rows = [json.loads(line, parse_constant=refuse) for line in lines(tmp_path / 'new' / 'folder')]
+    assert rows[1:] == [{'step': 11, 'tensor': 2.0, 'numpy': 0.5, 'long': 4},
+                        {'step': 12, 'nan': None, 'inf': None, 'minus': None}]
+
+
+@pytest.mark.parametrize('value', ['0.5', None, [1.0], {'a': 1}])
+def test_only_scalars(tmp_path, value):
+    logger = make_logger('', tmp_path, 'toy', {})
+    with pytest.raises(AssertionError, match='takes scalars'): logger.log({'x': value}, 0)
+    with pytest.raises((ValueError, RuntimeError)): logger.log({'x': torch.zeros(2)}, 0)
+    logger.close()
+    assert lines(tmp_path) == []                            # a refused row leaves nothing behind
+
+
+def test_resume_appends_and_the_later_row_of_a_step_wins(tmp_path):
+    for steps, loss in (range(0, 4), 1.0), (range(2, 5), 2.0):
+        logger = make_logger('', tmp_path, 'toy', {})
+        for step in steps: logger.log({'loss': loss}, step)
+        logger.close()
+    assert len(lines(tmp_path)) == 7
+    assert [row['loss'] for row in read_logs(tmp_path / 'logs.json.txt')] == [1.0, 1.0, 2.0, 2.0, 2.0]
+
+
+def test_train_and_validation_rows_of_a_step_are_one(tmp_path):
+    logger = make_logger('', tmp_path, 'toy', {})
+    logger.log({'train/loss': 1}, 5)
+    logger.log({'val/loss': 2}, 5)
+    assert read_logs(tmp_path / 'logs.json.txt') == [{'step': 5, 'train/loss': 1, 'val/loss': 2}]
+    logger.close()
+
+
+@given(cut=st.integers(0, 60))
+def test_a_file_cut_anywhere_loses_at_most_the_cut_line(tmp_path_factory, cut):
+    """What a kill -9 leaves: any number of bytes. Whole lines stay, the next row starts on a line of its own."""
+    folder = tmp_path_factory.mktemp('cut')
+    whole = b''.join(json.dumps({'step': step, 'loss': 0.5}).encode() + b'\n' for step in range(2))     # 50 bytes
+    (folder / 'logs.json.txt').write_bytes(whole[:cut])
+    logger = make_logger('', folder, 'toy', {})
+    logger.log({'loss': 7}, 9)
+    logger.close()
+    *left, last = read_logs(folder / 'logs.json.txt')
+    assert last == {'step': 9, 'loss': 7}
+    assert [row['step'] for row in left] == list(range(whole[:cut + 1].count(b'\n')))     # a lost newline loses no row
+    assert b'\n\n' not in (folder / 'logs.json.txt').read_bytes()
+
+
+@pytest.mark.parametrize('kind', ['wandb', 'swanlab', 'tensorbord'])
+def test_unknown_kind_is_one_line(tmp_path, capsys, kind):
+    with pytest.raises(SystemExit) as stop: make_logger(kind, tmp_path, 'toy', {})
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"log = '{kind}': this release knows '' and 'tensorboard'\n"
+
+
+def test_missing_package_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)       # import finds None: ImportError
+    with pytest.raises(SystemExit) as stop: make_logger('tensorboard', tmp_path, 'toy', {})
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "log = 'tensorboard' needs: pip install -e '.[log]'\n"
+
+
+def test_run_id(tmp_path):
+    assert make_logger('', tmp_path, 'toy', {}).run_id == 'toy'
+    assert make_logger('', tmp_path, 'toy', {}, run_id='a1').run_id == 'a1'
+
+
+def test_tensorboard_curves_go_on_after_a_resume(tmp_path):
+    pytest.importorskip('tensorboard', reason='needs the extra [log]')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    for start, loss in (0, 1.0), (2, 2.0):                      # the first process got further than its save
+        logger = make_logger('tensorboard', tmp_path, 'toy', {'lr': 1e-4, 'name': 'x'}, step=start or None)
+        for step in range(start, start + 4): logger.log({'train/loss': loss}, step)
+        logger.close()
+    curves = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+    points = [(event.step, event.value) for event in curves.Scalars('train/loss')]
+    assert points == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0), (5, 2.0)]
+    assert len(lines(tmp_path)) == 8

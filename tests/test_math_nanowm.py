@@ -1,0 +1,473 @@
+"""NanoWM: published numbers, closed forms, and what must never break: causality, use of actions, one forward for all."""
+import glob
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SHARED
+from golden import check as check_golden
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import nanowm
+from nanowm import Config, Model, noise_schedule, scheduling_matrix
+
+INJECTIONS = ('additive', 'adaln_fuse', 'adaln', 'film', 'cross_attention')
+GOLDEN = sorted(glob.glob(os.path.join(SHARED, 'reference', 'nanowm_*.safetensors')))
+
+
+def tiny(**kw):
+    """A small model whose output depends on everything: no weight is zero."""
+    torch.manual_seed(0)
+    cfg = Config(**(dict(height=8, width=12, channels=2, action_dim=3, depth=4, hidden=32, heads=2, num_frames=4) | kw))
+    model = Model(cfg)
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(torch.randn_like(p) * 0.1)
+    return model.eval()
+
+
+def inputs(cfg, B=2, n=None):
+    n = n or cfg.num_frames
+    return (torch.randn(B, n, cfg.channels, cfg.height, cfg.width), torch.randint(1000, (B, n)),
+            torch.randn(B, n, cfg.frame_skip * cfg.action_dim))
+
+
+# ---- published numbers ----
+
+@pytest.mark.parametrize('path', GOLDEN or [None], ids=lambda p: os.path.basename(p) if p else 'none')
+def test_golden(path):
+    if path is None: pytest.skip('no golden files beside the repository (../shared/reference)')
+    rows = check_golden(path)
+    assert len(rows) == 9
+    for name, error, allowed in rows:
+        assert error <= allowed, f'{name}: error {error:.2e}, allowed {allowed:.2e}'
+
+
+def test_golden_script_fails_on_a_wrong_number(tmp_path):
+    if not GOLDEN: pytest.skip('no golden files beside the repository (../shared/reference)')
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    with safe_open(GOLDEN[0], 'pt') as f:
+        tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
+    tensors['forward'][0, 0, 0, 0, 0] += 1e-2
+    save_file(tensors, tmp_path / 'wrong.safetensors', meta)
+    done = subprocess.run([sys.executable, 'tests/golden.py', tmp_path / 'wrong.safetensors'], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and 'FAILED' in done.stdout and '1 outputs beyond tolerance' in done.stderr
+
+
+SIZES = {'S': dict(depth=12, hidden=384, heads=6), 'B': dict(depth=12, hidden=768, heads=12),
+         'L': dict(depth=24, hidden=1024, heads=16)}
+DIMS = (2, 4, 7, 10, 51)
+COUNTS = {   # the authors' code on the meta device: 4 frames of 4x32x32 latents, patch 2, by action dimension
+    ('S', 'additive'): (39_779_728, 39_780_496, 39_781_648, 39_782_800, 39_798_544),
+    ('S', 'adaln'): (50_424_208, 50_424_976, 50_426_128, 50_427_280, 50_443_024),
+    ('S', 'film'): (43_327_888, 43_328_656, 43_329_808, 43_330_960, 43_346_704),
+    ('S', 'cross_attention'): (46_880_656, 46_881_424, 46_882_576, 46_883_728, 46_899_472),
+    ('B', 'additive'): (158_594_320, 158_595_856, 158_598_160, 158_600_464, 158_631_952),
+    ('B', 'adaln'): (201_116_944, 201_118_480, 201_120_784, 201_123_088, 201_154_576),
+    ('B', 'film'): (172_768_528, 172_770_064, 172_772_368, 172_774_672, 172_806_160),
+    ('B', 'cross_attention'): (186_951_952, 186_953_488, 186_955_792, 186_958_096, 186_989_584),
+    ('L', 'additive'): (558_661_648, 558_663_696, 558_666_768, 558_669_840, 558_711_824),
+    ('L', 'adaln'): (709_804_048, 709_806_096, 709_809_168, 709_812_240, 709_854_224),
+    ('L', 'film'): (609_042_448, 609_044_496, 609_047_568, 609_050_640, 609_092_624),
+    ('L', 'cross_attention'): (659_447_824, 659_449_872, 659_452_944, 659_456_016, 659_498_000)}
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('injection', INJECTIONS)
+def test_parameter_counts(size, injection):
+    def count(**kw):
+        with torch.device('meta'):
+            return sum(p.numel() for p in Model(Config(injection=injection, **SIZES[size], **kw)).parameters())
+    expected = COUNTS[size, injection.replace('adaln_fuse', 'additive')]
+    assert tuple(count(action_dim=a) for a in DIMS) == expected
+    assert count(action_dim=51, num_frames=16) == expected[-1] + 12 * SIZES[size]['hidden']
+
+
+def test_state_dict_keys():
+    keys = set(tiny(injection='cross_attention').state_dict())
+    block = {f'attn.{m}.{p}' for m in ('qkv', 'proj') for p in ('weight', 'bias')} | {'attn.q_norm.weight', 'attn.k_norm.weight'}
+    block |= {'mlp.w1.weight', 'mlp.w2.weight', 'mlp.w3.weight', 'adaLN_modulation.1.weight', 'adaLN_modulation.1.bias'}
+    block |= {f'cross_attn.{m}.{p}' for m in ('q', 'kv', 'proj') for p in ('weight', 'bias')} | {'cross_gate'}
+    expected = {f'blocks.{i}.{name}' for i in range(4) for name in block}
+    expected |= {f'{m}.mlp.{i}.{p}' for m in ('t_embedder', 'action_embedder') for i in (0, 2) for p in ('weight', 'bias')}
+    expected |= {f'{m}.{p}' for m in ('x_embedder.proj', 'final_layer.linear', 'final_layer.adaLN_modulation.1')
+                 for p in ('weight', 'bias')}
+    assert keys == expected | {'pos_embed', 'temp_embed', 'action_mean', 'action_std'}
+    with torch.device('meta'):
+        sizes = {i: len(Model(Config(injection=i)).state_dict()) - 2 for i in INJECTIONS}     # -2: our statistics
+    assert sizes == {'additive': 148, 'adaln_fuse': 148, 'adaln': 172, 'film': 172, 'cross_attention': 232}
+
+
+@pytest.mark.parametrize('schedule, ztsnr, values', [
+    ('cosine', True, (0.999959, 0.998114, 0.845881, 0.492265, 0.143155, 2.27781e-06, 0)),
+    ('cosine', False, (0.999959, 0.998114, 0.845888, 0.492285, 0.143179, 2.42877e-06, 2.42877e-09)),
+    ('linear', False, (0.9999, 0.993735, 0.521423, 0.0777967, 0.00330016, 4.11819e-05, 4.03583e-05))])
+def test_alpha_bar(schedule, ztsnr, values):
+    alpha, sigma = noise_schedule('v', schedule, ztsnr, 1000)
+    t = torch.tensor([0, 20, 250, 500, 750, 998, 999])
+    assert alpha[t + 1].pow(2).tolist() == pytest.approx(values, rel=2e-5, abs=1e-12)
+    assert (alpha ** 2 + sigma ** 2 - 1).abs().max() < 1e-6
+    assert alpha[0] == 1 and sigma[0] == 0                                    # t = -1 is the clean frame
+
+
+def test_published_snr_weight():
+    alpha, sigma = noise_schedule('v', 'cosine', True, 1000)
+    t = torch.tensor([0, 20, 100, 200, 250, 260, 261, 600, 999])
+    w = nanowm.snr_weight('published', 'v', alpha[t + 1], sigma[t + 1], 5.0)
+    assert w.tolist() == pytest.approx([2.0643e-4, 9.4471e-3, 0.146287, 0.569430, 0.910999, 0.991931, 1, 1, 1], rel=1e-4)
+
+
+def test_paper_snr_weight():
+    """Hang et al.: min(SNR, gamma) for x, over SNR + 1 for v, over SNR for eps."""
+    alpha, sigma = noise_schedule('v', 'cosine', True, 1000)
+    a, s = alpha[1:-1].double(), sigma[1:-1].double()
+    snr = (a / s) ** 2
+    for pred, expected in (('x', snr.clamp(max=5)), ('v', snr.clamp(max=5) / (snr + 1)), ('eps', snr.clamp(max=5) / snr)):
+        w = nanowm.snr_weight('paper', pred, alpha[1:-1], sigma[1:-1], 5.0)
+        assert torch.allclose(w.double(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('injection', INJECTIONS)
+def test_flops_against_torch(injection):
+    model = tiny(injection=injection)
+    x, t, action = inputs(model.cfg, B=1)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):       # it cannot see into the fused one
+        model.net(x, t, action)
+    assert model.flops_per_sample() == pytest.approx(3 * counter.get_total_flops(), rel=0.005)   # last action: unused
+
+
+# ---- the network ----
+
+@pytest.mark.parametrize('injection', INJECTIONS)
+def test_causal(injection):
+    """A frame does not change, by one bit, when later frames, levels or actions change."""
+    model = tiny(injection=injection)
+    x, t, action = inputs(model.cfg)
+    out = model.net(x, t, action)
+    for f in range(model.cfg.num_frames - 1):
+        x2, t2, action2 = x.clone(), t.clone(), action.clone()
+        x2[:, f + 1:], t2[:, f + 1:], action2[:, f:] = torch.randn_like(x[:, f + 1:]), 7, torch.randn_like(action[:, f:])
+        out2 = model.net(x2, t2, action2)
+        assert torch.equal(out[:, :f + 1], out2[:, :f + 1])
+        assert (out[:, f + 1] - out2[:, f + 1]).abs().max() > 1e-3             # and the mask does not block everything
+
+
+@pytest.mark.parametrize('injection', INJECTIONS)
+def test_previous_action_reaches_its_frame(injection):
+    """a_{f-1} leads to frame f: it changes frame f, not frame f - 1."""
+    model = tiny(injection=injection)
+    x, t, action = inputs(model.cfg)
+    other = action.clone()
+    other[:, 1] += 1
+    changed = (model.net(x, t, action) - model.net(x, t, other)).abs().amax((0, 2, 3, 4))
+    assert changed[:2].max() == 0 and changed[2] > 1e-3 and changed[3] > 1e-3
+
+
+@pytest.mark.parametrize('injection', INJECTIONS)
+def test_fewer_frames_are_a_prefix(injection):
+    model = tiny(injection=injection)
+    x, t, action = inputs(model.cfg)
+    whole = model.net(x, t, action)
+    for n in range(1, model.cfg.num_frames + 1):
+        assert torch.allclose(model.net(x[:, :n], t[:, :n], action[:, :n]), whole[:, :n], atol=1e-5)
+
+
+@pytest.mark.parametrize('injection', INJECTIONS)
+def test_keys_and_values_continue_a_window(injection):
+    """Frames 2.. with the temporal keys and values of frames 0..1 equal the whole window."""
+    model = tiny(injection=injection)
+    x, t, action = inputs(model.cfg)
+    whole = model.net(x, t, action)
+    head, kv = model.net(x[:, :2], t[:, :2], action, kv=[])
+    tail, new = model.net(x[:, 2:], t[:, 2:], action, start=2, kv=kv)
+    assert len(kv) == len(new) == model.cfg.depth // 2
+    assert torch.allclose(torch.cat([head, tail], 1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize('injection', INJECTIONS)
+def test_actions_matter_after_20_steps(injection):
+    """The published cross attention stays dead for ever (gate 0 x projection 0); here every injection learns."""
+    torch.manual_seed(0)
+    model = Model(Config(height=8, width=8, action_dim=3, depth=4, hidden=32, heads=2, injection=injection))
+    optimizer = model.configure_optimizers(1e-3, 0.01, (0.9, 0.999))
+    for _ in range(20):
+        action = torch.randn(8, 4, 3)
+        frames = torch.cat([torch.zeros(8, 1, 3), action[:, :-1]], 1)          # a frame shows the action before it
+        latent = F_pad_to_channels(frames)[..., None, None].expand(-1, -1, -1, 8, 8)
+        loss = model({'latent': latent, 'action': action})['loss']
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    grad = max(p.grad.abs().max().item() for p in model.action_embedder.parameters())
+    x, t, action = inputs(model.cfg)
+    change = (model.net(x, t, action) - model.net(x, t, action + 1)).abs().max().item()
+    assert grad > 1e-6 and change > 1e-4
+
+
+def F_pad_to_channels(frames):
+    return torch.nn.functional.pad(frames, (0, 1))                             # 3 action entries -> 4 channels
+
+
+def test_published_cross_attention_is_dead():
+    """The original's start, gate = projection = 0, gives both a zero gradient: shown, and avoided."""
+    def gradients(gate):
+        torch.manual_seed(0)
+        model = Model(Config(height=8, width=8, action_dim=3, depth=2, hidden=32, heads=2, injection='cross_attention'))
+        with torch.no_grad():
+            for block in model.blocks: block.cross_gate.fill_(gate)
+            for p in (model.final_layer.linear.weight, model.blocks[0].adaLN_modulation[1].weight): p.normal_(std=0.02)
+        model({'latent': torch.randn(4, 4, 4, 8, 8), 'action': torch.randn(4, 4, 3)})['loss'].backward()
+        return max(block.cross_attn.proj.weight.grad.abs().max().item() for block in model.blocks), \
+            max(block.cross_gate.grad.abs().max().item() for block in model.blocks)
+    assert gradients(gate=0.0) == (0.0, 0.0)
+    assert gradients(gate=1.0)[0] > 0
+
+
+def test_patches_are_where_they_belong():
+    """With a network that copies its tokens, unpatchify undoes the patch embedding (row-major, then (p, q, c))."""
+    cfg = Config(height=4, width=6, channels=3, patch=2, hidden=16, heads=2, depth=2)
+    model, x = Model(cfg), torch.randn(1, 2, 3, 4, 6)
+    tokens = x.view(1, 2, 3, 2, 2, 3, 2).permute(0, 1, 3, 5, 4, 6, 2).reshape(1, 2, 6, 12)
+    assert torch.equal(model.unpatchify(tokens), x)
+    naive = torch.nn.functional.conv2d(x[0], model.x_embedder.proj.weight, model.x_embedder.proj.bias, stride=2)
+    assert torch.allclose(model.x_embedder(x)[0, :, 4], naive[:, :, 1, 1], atol=1e-6)      # token 4 = row 1, column 1
+
+
+def test_rope_turns_by_the_difference_of_positions():
+    angles = nanowm.rope_angles(torch.arange(9), 8)
+    table = torch.stack([angles.cos(), angles.sin()])
+    q, k = torch.randn(16), torch.randn(16)
+    Q, K = (nanowm.apply_rope(v.expand(9, 16), table) for v in (q, k))
+    dots = Q @ K.T
+    for d in range(9):
+        diagonal = dots.diagonal(-d)
+        assert torch.allclose(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4)
+
+
+def test_starts_as_zero():
+    model = Model(Config(height=8, width=8, depth=4, hidden=32, heads=2))
+    x, t, action = inputs(model.cfg)
+    assert model.net(x, t, action).abs().max() == 0
+
+
+# ---- training options ----
+
+def test_training_levels():
+    torch.manual_seed(0)
+    t = tiny(p_noise=0.7, context_t=39, t_sampling='uniform').draw_t(20_000, 4)
+    assert t[:, 0].min() == 0 and t[:, 0].max() == 39
+    assert t[:, 0].float().mean().item() == pytest.approx(19.5, abs=0.5)
+    assert (t[:, 1:] == 999).float().mean().item() == pytest.approx(0.7 + 0.3 / 1000, abs=0.01)
+    published = tiny().draw_t(50_000, 4).float()
+    z = torch.randn(50_000).sigmoid() * 1000
+    assert published.mean().item() == pytest.approx(499.5, abs=3) and published.std().item() == pytest.approx(z.std().item(), rel=0.02)
+
+
+def test_context_loss():
+    model = tiny(context_loss=False, snr_gamma=0.0)
+    x, t, action = inputs(model.cfg)
+    eps = torch.randn_like(x)
+    mse = model.loss(x, action, t, eps)[1]
+    alpha, sigma = model.levels(t)
+    error = (model.net(model.q_sample(x, t, eps), t, action) - (alpha * eps - sigma * x)).pow(2)
+    assert torch.allclose(mse, error[:, 1:].mean((1, 2, 3, 4)), rtol=1e-5)
+
+
+def test_weight_meets_its_frame_in_the_paper_form():
+    x, t, action = inputs(tiny().cfg)
+    eps = torch.randn_like(x)
+    for form in ('published', 'paper'):
+        model = tiny(snr_form=form)
+        loss, mse = model.loss(x, action, t, eps)
+        alpha, sigma = model.levels(t)
+        per_frame = (model.net(model.q_sample(x, t, eps), t, action) - (alpha * eps - sigma * x)).pow(2).mean((2, 3, 4))
+        w = nanowm.snr_weight(form, 'v', model.alpha[t + 1], model.sigma[t + 1], 5.0)
+        expected = per_frame.mean(1) * w.mean(1) if form == 'published' else (per_frame * w).mean(1)
+        assert torch.allclose(loss, expected, rtol=1e-5) and torch.allclose(mse, per_frame.mean(1), rtol=1e-5)
+
+
+def test_actions_are_normalised_and_folded_in_time():
+    model = tiny(frame_skip=2)
+    model.action_mean.copy_(torch.tensor([1., 2., 3.]))
+    model.action_std.copy_(torch.tensor([1., 2., 4.]))
+    raw = torch.arange(24.).view(1, 8, 3)
+    folded = model.fold_action(raw)
+    assert folded.shape == (1, 4, 6)
+    assert torch.equal(folded[0, 1], torch.cat([(raw[0, 2] - model.action_mean) / model.action_std,
+                                                (raw[0, 3] - model.action_mean) / model.action_std]))
+    assert torch.equal(model.fold_action(raw.view(1, 4, 6)), folded)
+
+
+def test_pixels_round_trip():
+    model = tiny(input='video', channels=3)
+    video = torch.randint(256, (2, 3, 8, 12, 3), dtype=torch.uint8)
+    x = model.encode({'video': video})
+    assert x.shape == (2, 3, 3, 8, 12) and x.min() >= -1 and x.max() <= 1
+    assert torch.equal(model.decode(x).round().to(torch.uint8), video)
+    assert model.decode(x * 3).max() == 255 and model.decode(x * 3).min() == 0
+
+
+# ---- sampling ----
+
+def test_scheduling_matrices():
+    assert scheduling_matrix('pyramid', 3, 4, 1000).tolist() == [
+        [999, 999, 999], [749, 999, 999], [499, 749, 999], [249, 499, 749], [-1, 249, 499], [-1, -1, 249], [-1, -1, -1]]
+    assert scheduling_matrix('full_sequence', 2, 2, 1000).tolist() == [[999, 999], [499, 499], [-1, -1]]
+    assert scheduling_matrix('sequential', 2, 2, 1000).tolist() == [
+        [999, 999], [499, 999], [-1, 999], [-1, 499], [-1, -1]]
+    assert len(scheduling_matrix('sequential', 3, 250, 1000)) == 751
+    assert len(scheduling_matrix('sequential', 12, 50, 1000)) == 601
+    assert scheduling_matrix('full_sequence', 1, 50, 1000)[:, 0].tolist() == [50 * 20 - 1 - 20 * i for i in range(51)]
+    for S in (4, 7, 50, 250, 999, 1000):                                       # the original's float grid
+        grid = np.trunc(np.linspace(-1, 999, S + 1)).astype(int)
+        assert scheduling_matrix('full_sequence', 1, S, 1000)[:, 0].tolist() == grid[::-1].tolist()
+
+
+@pytest.mark.parametrize('pred, ztsnr', [('v', True), ('x', True), ('eps', False), ('flow', False)])
+def test_estimates_invert_the_target(pred, ztsnr):
+    alpha, sigma = (s[1:, None] for s in noise_schedule(pred, 'cosine', ztsnr, 1000))
+    x0, eps = torch.randn(1000, 8), torch.randn(1000, 8)
+    out = nanowm.target_of(pred, x0, eps, alpha, sigma)
+    x0_hat, eps_hat = nanowm.estimates(pred, out, alpha * x0 + sigma * eps, alpha, sigma)
+    mild = ((alpha > 0.01) & (sigma > 0.01)).expand_as(x0)                     # elsewhere one of the two is unknowable
+    assert (x0_hat - x0)[mild].abs().max() < 1e-3 and (eps_hat - eps)[mild].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize('pred, ztsnr', [('v', True), ('x', True), ('eps', False), ('flow', False)])
+@pytest.mark.parametrize('eta', (0.0, 1.0))
+def test_sampler_recovers_a_gaussian(pred, ztsnr, eta):
+    """With the exact posterior mean of N(2, 0.5^2) in place of the network, samples have that mean and deviation."""
+    if pred == 'flow' and eta: pytest.skip('Euler on the straight path has no eta')
+    model = tiny(pred=pred, ztsnr=ztsnr, schedule='cosine', height=4, width=4, channels=1, num_frames=2, snr_gamma=0.0)
+    mean, var = 2.0, 0.25
+
+    def exact(x, t, action):
+        alpha, sigma = model.levels(t)
+        x0 = mean + alpha * var / (alpha ** 2 * var + sigma ** 2) * (x - alpha * mean)
+        eps = torch.where(sigma > 1e-6, (x - alpha * x0) / sigma.clamp(min=1e-6), 0)
+        return nanowm.target_of(pred, x0, eps, alpha, sigma)
+    model.net = exact
+    x = torch.cat([torch.zeros(4000, 1, 1, 4, 4), torch.randn(4000, 1, 1, 4, 4)], 1)
+    rows = scheduling_matrix('full_sequence', 1, 200, 1000)
+    new = model.denoise(x, torch.zeros(4000, 1, 3), rows, 1, eta=eta)[:, 1]
+    assert new.mean().item() == pytest.approx(mean, abs=0.01)
+    assert new.std().item() == pytest.approx(0.5, abs=0.012)
+
+
+def test_ddim_variance_is_kept():
+    """eta moves noise from the old eps to the fresh one; what is added up stays sigma'^2."""
+    alpha, sigma = noise_schedule('v', 'cosine', True, 1000)
+    a, s, a2, s2 = alpha[500], sigma[500], alpha[300], sigma[300]
+    x0, eps, z = torch.zeros(200_000), torch.randn(200_000), torch.randn(200_000)
+    for eta in (0.0, 0.5, 1.0):
+        assert nanowm.ddim_step(x0, eps, a, s, a2, s2, eta, z).std().item() == pytest.approx(s2.item(), rel=0.01)
+
+
+def test_context_is_kept_and_waiting_frames_wait():
+    model = tiny()
+    x, _, action = inputs(model.cfg)
+    rows = scheduling_matrix('sequential', 3, 4, 1000)
+    half = model.denoise(x, action, rows[:5], 1)                               # only the first new frame is done
+    assert torch.equal(half[:, 0], x[:, 0]) and torch.equal(half[:, 2:], x[:, 2:]) and not torch.equal(half[:, 1], x[:, 1])
+
+
+def test_one_frame_models_step_by_hand():
+    """denoise equals the formulas written out as a loop over frames and steps."""
+    model = tiny(sample_steps=5)
+    x, _, action = inputs(model.cfg)
+    rows = scheduling_matrix('pyramid', 3, 5, 1000)
+    expected = x.clone()
+    for r in range(len(rows) - 1):
+        t = torch.cat([torch.tensor([20]), rows[r].clamp(min=0)]).expand(2, -1)
+        with torch.no_grad(): out = model.net(expected, t, action)
+        for f in range(3):
+            now, then = rows[r, f].item(), rows[r + 1, f].item()
+            if now == then: continue
+            a, s = model.alpha[now + 1].item(), model.sigma[now + 1].item()
+            a2, s2 = model.alpha[then + 1].item(), model.sigma[then + 1].item()
+            x0 = a * expected[:, f + 1] - s * out[:, f + 1]
+            eps = (expected[:, f + 1] - max(a, 1e-4) * x0) / s
+            expected[:, f + 1] = a2 * x0 + s2 * eps
+    assert torch.allclose(model.denoise(x, action, rows, 1, t_context=20), expected, atol=1e-4)
+
+
+def rollout_inputs(cfg, B=2, H=1, N=3, K=5):
+    kA = cfg.frame_skip * cfg.action_dim
+    return {'latent': torch.randn(B, H, cfg.channels, cfg.height, cfg.width), 'action': torch.randn(B, H - 1, kA)}, \
+        torch.randn(B, N, K, kA)
+
+
+def test_rollout_shapes_and_shared_noise():
+    model = tiny(sample_steps=2)
+    context, action = rollout_inputs(model.cfg)
+    action[:, 2] = action[:, 0]
+    new = model.rollout(context, action)['latent']
+    assert new.shape == (2, 3, 5, 2, 8, 12)
+    assert torch.allclose(new[:, 0], new[:, 2], atol=1e-5)                     # same action, same noise: same future
+    assert (new[:, 0] - new[:, 1]).abs().max() > 1e-3
+
+
+def test_rollout_is_causal_in_the_actions():
+    model = tiny(sample_steps=2)
+    context, action = rollout_inputs(model.cfg, N=1)
+    noise, other = torch.randn(2, 5, 2, 8, 12), action.clone()
+    other[:, :, 3:] += 1
+    a, b = (model.rollout(context, x, noise, generator=torch.Generator().manual_seed(0))['latent'] for x in (action, other))
+    assert torch.equal(a[:, :, :3], b[:, :, :3]) and not torch.equal(a[:, :, 3], b[:, :, 3])
+
+
+def test_rollout_in_one_window_is_denoise():
+    model = tiny(sample_steps=3, history_level=0.02)
+    context, action = rollout_inputs(model.cfg, N=1, K=3)
+    noise, g = torch.randn(2, 3, 2, 8, 12), torch.Generator().manual_seed(1)
+    new = model.rollout(context, action, noise, stride=3, generator=g)['latent'][:, 0]
+    ctx_noise = torch.randn(2, 4, 2, 8, 12, generator=torch.Generator().manual_seed(1))[:, :1]
+    window = torch.cat([model.q_sample(context['latent'], torch.full((2, 1), 20), ctx_noise), noise], 1)
+    expected = model.denoise(window, model.fold_action(action[:, 0]), scheduling_matrix('sequential', 3, 3, 1000), 1, 20)
+    assert torch.equal(new, expected[:, 1:])
+
+
+def test_history_shortens_what_the_model_sees():
+    """With history 1 the frames before the last one cannot matter."""
+    model = tiny(sample_steps=2)
+    context, action = rollout_inputs(model.cfg, H=3, N=1)
+    other = {'latent': context['latent'].clone(), 'action': context['action'] + 1}
+    other['latent'][:, :2] = 0
+    noise = torch.randn(2, 5, 2, 8, 12)
+    def future(c, history):
+        return model.rollout(c, action, noise, history=history, generator=torch.Generator().manual_seed(0))['latent']
+    assert torch.equal(future(context, 1), future(other, 1))
+    assert not torch.equal(future(context, 2), future(other, 2))
+
+
+def test_context_levels():
+    assert tiny().context_level() == 20 and tiny(history_level=0.0).context_level() == 0
+    assert tiny(context_t=39, history_level=-1.0).context_level() == 19
+    assert tiny().context_level(0.1) == 100
+
+
+@pytest.mark.parametrize('wrong, words', [
+    (dict(pred='eps'), 'ztsnr'), (dict(depth=3), 'even'), (dict(height=9), 'height = 9'), (dict(pred='y'), 'v, x, eps, flow'),
+    (dict(hidden=36), 'head width'), (dict(n_context=4), 'num_frames'), (dict(injection='add'), 'cross_attention')])
+def test_impossible_configs_name_the_way_out(wrong, words):
+    with pytest.raises(AssertionError, match=words): tiny(**wrong)
+
+
+def test_too_long_windows_and_too_few_actions():
+    model = tiny()
+    x, t, action = inputs(model.cfg, n=5)
+    with pytest.raises(AssertionError, match='num_frames = 4'): model.net(x, t, action)
+    with pytest.raises(AssertionError, match='2 actions for 4 frames'): model.net(x[:, :4], t[:, :4], action[:, :2])
+    context, action = rollout_inputs(model.cfg)
+    with pytest.raises(AssertionError, match='history 4'): model.rollout(context, action, history=4)
+
+
+def test_lesson_zero_runs():
+    done = subprocess.run([sys.executable, 'nanowm.py'], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 'parameters' in done.stdout and math.isfinite(float(done.stdout.split('loss ')[1].split()[0]))
