@@ -52,7 +52,7 @@ def video(model, folder, n_clips=512, n_context=0, horizon=0, sample_steps=0, sa
     """
     cfg = model.cfg
     if cfg.input != 'video':
-        sys.exit(f'video protocol: this model dreams {cfg.input}s, and decoding them to pixels needs vae.py, not there yet')
+        sys.exit(f'video protocol: this model dreams {cfg.input}s; decoding them to pixels needs vae.py, not there yet')
     k, n_context = cfg.frame_skip, n_context or cfg.n_context
     horizon = horizon or cfg.num_frames - n_context
     if horizon < 1:
@@ -65,7 +65,7 @@ def video(model, folder, n_clips=512, n_context=0, horizon=0, sample_steps=0, sa
     ids = np.sort(rng.choice(len(store), min(n_clips, len(store)), replace=False))
     if len(ids) < 2:
         sys.exit(f'{folder}/val holds {len(ids)} clip of {length * k} frames; shuffling actions takes two')
-    cycle = rng.permutation(len(ids))                            # clip cycle[i] gets the actions of cycle[i+1]: none its own
+    cycle = rng.permutation(len(ids))            # clip cycle[i] gets the actions of cycle[i+1], so none gets its own
     donor = np.empty_like(ids)
     donor[cycle] = ids[np.roll(cycle, -1)]
 
@@ -73,10 +73,10 @@ def video(model, folder, n_clips=512, n_context=0, horizon=0, sample_steps=0, sa
     starts = range(0, len(ids), batch_size)
     for i in tqdm(starts[rank::world], desc='eval video', disable=quiet or rank > 0, leave=False):
         clips, others = store.windows_at(ids[i:i + batch_size]), store.windows_at(donor[i:i + batch_size])
-        action, wrong = (c['action'].view(len(c['action']), length - 1, -1).to(model.alpha.device) for c in (clips, others))
         truth = clips['video'].to(model.alpha.device)            # (B, length, H, W, C) uint8
+        action, wrong = (c['action'].to(truth.device).view(len(truth), length - 1, -1) for c in (clips, others))
         context = {'video': truth[:, :n_context], 'action': action[:, :n_context - 1]}
-        future = torch.stack([action[:, n_context - 1:], wrong[:, n_context - 1:]], 1)           # (B, 2, horizon, k*A)
+        future = torch.stack([action, wrong], 1)[:, :, n_context - 1:]                           # (B, 2, horizon, k*A)
         generator = torch.Generator(truth.device).manual_seed(seed * 1_000_003 + i)
         dream = model.rollout(context, future, stride=stride, sampling=sampling, sample_steps=sample_steps,
                               generator=generator)['video'] / 255                                # (B, 2, horizon, H, W, C)
@@ -90,7 +90,8 @@ def video(model, folder, n_clips=512, n_context=0, horizon=0, sample_steps=0, sa
         parts = [None] * world
         dist.all_gather_object(parts, rows)
         rows = sum(parts, [])
-    return summary(np.concatenate([r for _, r in sorted(rows, key=lambda r: r[0])]), store.locate(ids)[0], seed) | dict(
+    rows = np.concatenate([r for _, r in sorted(rows, key=lambda r: r[0])])
+    return summary(rows, store.locate(ids)[0], seed) | dict(
         n_clips=len(ids), n_context=n_context, horizon=horizon, sample_steps=sample_steps or cfg.sample_steps,
         sampling=sampling or cfg.sampling, seed=seed)
 
@@ -135,9 +136,11 @@ if __name__ == '__main__':
         sys.exit(f'--protocol={protocol}: {meta["model"]} is judged by {", ".join(known)}')
     started, name = time.time(), protocol or known[0]
     folder = os.path.join(meta['config']['data_dir'], meta['config']['dataset'])
-    result = EVALUATORS[name](model, folder, n_clips, n_context, horizon, sample_steps, sampling, batch_size, seed, quiet=False)
-    line = json.dumps(dict(protocol=name, checkpoint=ckpt, step=meta['step'], ema=ema, dataset=meta['config']['dataset'],
-                           data_sha=meta['data_sha'][:12]) | result | dict(seconds=round(time.time() - started, 1)))
+    result = EVALUATORS[name](model, folder, n_clips, n_context, horizon, sample_steps, sampling, batch_size, seed,
+                              quiet=False)
+    source = dict(protocol=name, checkpoint=ckpt, step=meta['step'], ema=ema, dataset=meta['config']['dataset'],
+                  data_sha=meta['data_sha'][:12])
+    line = json.dumps(source | result | dict(seconds=round(time.time() - started, 1)))
     print(line)
     if out:
         checkpoint.write_text(out, line + '\n')

@@ -1,5 +1,5 @@
 """
-Scalars of a run (pictures stay on disk): always one JSON object per line in out_dir/logs.json.txt, and a tracker's curves if one is asked for.
+Scalars of a run (pictures stay on disk): one JSON object per line in out_dir/logs.json.txt, and a tracker if asked for.
 
     logger = make_logger('tensorboard', out_dir, run='toy', config=config)      # rank 0 only
     logger.log({'train/loss': 0.1}, step=10)        # {"step": 10, "train/loss": 0.1}

@@ -8,7 +8,6 @@ Nothing is rounded to uint8, and nothing is computed below float32, autocast or 
 import numpy as np
 import torch
 
-
 # ---- image against image ----
 
 def frames(pred, target):

@@ -3,7 +3,7 @@ Dream: load a world model, let it imagine what recorded actions do, and write a 
 
     python sample.py --ckpt=out/minihack_wm_cpu                       -> out/minihack_wm_cpu/samples/step_....gif
     python sample.py --ckpt=out/minihack_wm_cpu --length=40 --n_clips=4 --out=dream.gif
-    python sample.py --ckpt=out/minihack_wm_cpu --out=dream.png       a film strip: one row of truth, one of dream per clip
+    python sample.py --ckpt=out/minihack_wm_cpu --out=dream.png       a film strip: a row of truth, a row of dream per clip
 
 Every column is one clip of the validation split: the truth above, the action in the middle, the dream below. A green
 edge marks the true frames that the model was given; after them it sees only the actions and its own frames.
@@ -40,7 +40,7 @@ GREEN, INK, PAPER = (60, 180, 75), (250, 250, 250), (24, 24, 28)
 
 
 def dream(model, batch, n_context, stride, sample_steps, sampling, generator):
-    """batch: video (B, T, H, W, C) uint8 of k-spaced frames, action (B, (T-1)*k, A) -> dreamed video (B, T, ...) uint8."""
+    """batch: video (B, T, H, W, C) uint8 of k-spaced frames, action (B, (T-1)*k, A) -> video (B, T, ...) uint8."""
     action = batch['action'].view(len(batch['video']), batch['video'].shape[1] - 1, -1)
     context = {'video': batch['video'][:, :n_context], 'action': action[:, :n_context - 1]}
     future = action[:, None, n_context - 1:]                                             # (B, 1, K, k*A)
@@ -98,17 +98,18 @@ if __name__ == '__main__':
     cfg = model.cfg
     if cfg.input != 'video':
         sys.exit(f'this model dreams {cfg.input}s; decoding them to pixels needs vae.py, which is not there yet')
-    out = out or os.path.join(os.path.dirname(checkpoint.find(ckpt, which)), 'samples', checkpoint.step_name(meta['step']) + '.gif')
+    run = os.path.dirname(checkpoint.find(ckpt, which))
+    out = out or os.path.join(run, 'samples', checkpoint.step_name(meta['step']) + '.gif')
     if not out.endswith(('.gif', '.png')):
         sys.exit(f'--out={out}: write a .gif (moving) or a .png (film strip)')
     n_context, k = n_context or cfg.n_context, cfg.frame_skip
     T = n_context + length
     folder = os.path.join(meta['config']['data_dir'], meta['config']['dataset'])
     store = Store(folder, split, {'video': range(0, T * k, k), 'action': range(0, (T - 1) * k)})
-    episode = store.locate(np.arange(len(store)))[0]
-    firsts = np.unique(episode, return_index=True)[1]                                    # one clip per episode
     rng = np.random.default_rng(seed)
-    ids = np.sort(rng.choice(firsts, min(n_clips, len(firsts)), replace=False))
+    shuffled = rng.permutation(len(store))
+    firsts = np.unique(store.locate(shuffled)[0], return_index=True)[1]                  # one clip per episode
+    ids = shuffled[rng.permutation(firsts)[:n_clips]]
     batch = {key: value.to(device) for key, value in store.windows_at(ids).items()}
     generator = torch.Generator(device).manual_seed(seed)
     dreamed = dream(model, batch, n_context, stride, sample_steps, sampling, generator).cpu().numpy()

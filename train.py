@@ -3,7 +3,7 @@ Trains every model of this repository. Reads from top to bottom; nothing happens
 
     python train.py config/minihack_wm_cpu.py                          one process, CPU or one GPU
     python train.py config/minihack_wm_cpu.py --lr=1e-3 --seed=2       any key of any layer by flag; --help lists them
-    torchrun --standalone --nproc_per_node=8 train.py config/rt1_b2.py       all GPUs of one machine
+    torchrun --standalone --nproc_per_node=8 train.py config/rt1_b2.py     all GPUs of one machine
     python train.py config/minihack_wm_cpu.py --resume=True            go on after a stop, a crash, a kill
 
 Keys belong either to this file (below) or to the model's Config; config files and flags set both (configurator.py).
@@ -100,7 +100,9 @@ def stop_if(problem):
 
 
 def say(line):
-    if master: tqdm.write(line, file=sys.stdout); sys.stdout.flush()
+    if master:
+        tqdm.write(line, file=sys.stdout)                # goes around the bar
+        sys.stdout.flush()
 
 
 micro_batch = micro_batch or max(1, batch_size // world)
@@ -137,13 +139,14 @@ ema = [p.detach().clone() for p in params] if ema_decay else None
 if master: held = checkpoint.lock(out_dir)               # until we end, however we end
 start, best = 0, None
 if checkpoint.pointer(out_dir, 'latest'):
-    stop_if(not resume and f'{out_dir} already holds a run: --resume=True goes on with it, --out_dir=... starts another')
+    stop_if(not resume and f'{out_dir} already holds a run: --resume=True goes on with it, --out_dir=... starts anew')
     source = checkpoint.find(out_dir)
     saved = checkpoint.read(source, 'meta.json')
-    differ = [f'{k} = {v!r}, now {asdict(cfg).get(k)!r}' for k, v in saved['model_config'].items() if asdict(cfg).get(k) != v]
+    ours = asdict(cfg)
+    differ = [f'{k} = {v!r}, now {ours.get(k)!r}' for k, v in saved['model_config'].items() if ours.get(k) != v]
     stop_if(saved['model'] != model and f'{source} holds a {saved["model"]}, not a {model}; choose another --out_dir')
     stop_if(differ and f'{source} was trained with {"; ".join(differ)}: set it back or choose another --out_dir')
-    stop_if(saved['data_sha'] != data_sha and f'{folder} is not the data that {source} was trained on; choose another --out_dir')
+    stop_if(saved['data_sha'] != data_sha and f'{source} was not trained on {folder} as it is now; choose another --out_dir')
     checkpoint.fill(raw, checkpoint.read(source, 'model.safetensors'), source)
     if ema is not None:
         averaged = checkpoint.read(source, 'ema.safetensors')
@@ -153,7 +156,7 @@ if checkpoint.pointer(out_dir, 'latest'):
     start, best = saved['step'], saved['best']
 elif resume:
     say(f'nothing to resume in {out_dir}: starting at step 0')
-if compile: raw.compile()                                # in place: torch.compile(raw) would put _orig_mod. into the keys
+if compile: raw.compile()                                # in place: torch.compile(raw) would put _orig_mod. into keys
 net = DDP(raw, device_ids=[local] if on_cuda else None) if ddp else raw
 autocast = torch.autocast(device.split(':')[0], torch.bfloat16) if dtype == 'bfloat16' else nullcontext()
 
@@ -226,8 +229,8 @@ def save(step, metrics, is_best):
     meta = dict(step=step, model=model, model_config=asdict(cfg), config=config, metrics=metrics, best=best,
                 params=sum(p.numel() for p in raw.parameters()), git=checkpoint.git_hash(), torch=torch.__version__,
                 data_sha=data_sha)
-    checkpoint.save(out_dir, step, weights, weights | dict(zip(names, ema)) if ema else None, optimizer.state_dict(), meta,
-                    is_best, keep, keep_every)
+    averaged = weights | dict(zip(names, ema)) if ema else None
+    checkpoint.save(out_dir, step, weights, averaged, optimizer.state_dict(), meta, is_best, keep, keep_every)
 
 
 def check_finite():
@@ -251,8 +254,8 @@ def stopping():
 # ---- what is about to happen ----
 PEAK = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12}   # dense bf16, data sheets
 peak = next((value for name, value in PEAK.items() if on_cuda and name in torch.cuda.get_device_name()), 0)
-say(f'{model}: {sum(p.numel() for p in raw.parameters()):,} parameters, {raw.flops_per_sample() / 1e9:.3g} GFLOP per sample')
-say(f'{batch_size} samples/step = {micro_batch} x {accum} passes x {world} processes; {len(train_data):,} windows of {folder}')
+say(f'{model}: {sum(p.numel() for p in raw.parameters()):,} parameters, {raw.flops_per_sample() / 1e9:.3g} GFLOP a sample')
+say(f'{batch_size} samples/step = {micro_batch} x {accum} passes x {world} processes, of {len(train_data):,} in {folder}')
 say(f'{torch.cuda.get_device_name() if on_cuda else device}, {torch.get_num_threads()} threads, {dtype}'
     f'{", compiled" if compile else ""}; out_dir {out_dir}; git {checkpoint.git_hash() or "none"}')
 say('set: ' + ', '.join(f'{key} = {config[key]!r}' for key in configure.changed))
@@ -319,8 +322,8 @@ while start < max_steps:
         check_finite()
         logs |= clipped
         logs = {f'train/{k}': v for k, v in zip(logs, average(*(float(v) for v in logs.values())))}
-        took = (time.perf_counter() - clock) / max(1, step - clock_step)
-        logs |= {'train/lr': lr_at(step - 1), 'train/ms': took * 1e3, 'train/waited': waited / max(1, step - clock_step) / took}
+        took = (time.perf_counter() - clock) / (step - clock_step)
+        logs |= {'train/lr': lr_at(step - 1), 'train/ms': took * 1e3, 'train/waited': waited / (step - clock_step) / took}
         mfu = batch_size * raw.flops_per_sample() / (took * world * peak) if peak else 0
         extra = ' | '.join(f'{k[6:]} {v:.4f}' for k, v in logs.items() if k[6:] not in ('lr', 'ms', 'waited', 'norm'))
         say(f'step {step}/{max_steps} | {extra} | lr {logs["train/lr"]:.1e} | norm {logs.get("train/norm", 0):.2f} | '

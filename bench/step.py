@@ -6,8 +6,8 @@ How fast is a training step of NanoWM? A table on stdout, the same as JSON in be
     python bench/step.py --sizes=S,B,L --frames=4,16        eager vs compiled; on a GPU in bf16, with MFU and memory
 
 Variants are timed in turn, repetition by repetition, so that a busy machine slows all of them; medians are compared.
-The floor: FLOPs of the matmuls over the device's peak. At S/2 and 4 frames modulation per patch costs 15 % of them with
-additive actions and 26 % with adaln, so 0.85 and 0.74 are the best ratios that --compare can show.
+The floor: FLOPs of the matmuls over the device's peak. At S/2 and 4 frames, modulation per patch costs 15 % of them with
+additive actions and 26 % with adaln: 0.85 and 0.74 are the best ratios that --compare can show.
 """
 import json
 import os

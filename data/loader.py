@@ -32,14 +32,12 @@ def read_meta(folder):
 def how_to_make(folder):
     """The command that makes a data folder; data/<name>_<variant> comes from data/<name>/prepare.py."""
     here, dataset = os.path.dirname(os.path.abspath(__file__)), os.path.basename(os.path.normpath(folder))
-    parts = dataset.split('_')
-    for n in range(len(parts), 0, -1):
-        script = os.path.join('data', '_'.join(parts[:n]), 'prepare.py')
-        if os.path.exists(os.path.join(os.path.dirname(here), script)):
-            how = 'it was not finished, run again' if os.path.exists(folder + '.tmp') else 'make it'
-            return f'{how}: python {script} --out={folder}'
-    return (f'there is no data/{parts[0]}/prepare.py yet: train on another set (--dataset=wall_pixels) or write this '
-            'folder in the layout that data/loader.py describes')
+    name, _, variant = dataset.rpartition('_')
+    if variant != 'sd' and os.path.exists(os.path.join(here, name, 'prepare.py')):
+        how = 'it was not finished, run again' if os.path.exists(folder.rstrip('/') + '.tmp') else 'make it'
+        return f'{how}: python data/{name}/prepare.py --out={folder}'
+    return (f'no prepare.py makes {dataset} yet: train on another set (--dataset=wall_pixels) or write this folder '
+            'in the layout that data/loader.py describes')
 
 
 class Store:
@@ -54,9 +52,9 @@ class Store:
         self.episodes = self.open('episodes')[:]                                       # (E, 2)
         for key in windows: self.open(key)                                             # complain now, not at step 0
         self.first = min(min(r) for r in windows.values())
-        length = max(max(r) for r in windows.values()) - self.first + 1                # frames that a window spans
+        length = max(max(r) for r in windows.values()) - self.first + 1                # frames a window spans
         per_episode = np.maximum(self.episodes[:, 1] - self.episodes[:, 0] - length + 1, 0)
-        self.ends = per_episode.cumsum()                                               # windows up to and with episode e
+        self.ends = per_episode.cumsum()                                               # windows up to, with, episode e
         if len(self) == 0:
             longest = (self.episodes[:, 1] - self.episodes[:, 0]).max(initial=0)
             sys.exit(f'{folder}/{split}: a window spans {length} frames, the longest of {len(self.episodes)} episodes '
@@ -120,7 +118,7 @@ class Prefetch:
                 item = fetch(step)
                 if self.device.type == 'cuda':
                     item = {key: value.pin_memory() for key, value in item.items()}
-            except BaseException as error:                    # SystemExit too: it must end the run, not just this thread
+            except BaseException as error:                    # SystemExit too: it must end the run, not this thread
                 item = error
             step += 1
             while not self.stop.is_set():                     # a put that waits for ever could not be stopped

@@ -25,7 +25,8 @@ clip = None
 device = 'auto'
 
 import math
-def helper(): pass
+def helper():
+    batch_size = 1          # a local name, not the key
 _private = 3
 '''
 MODEL = '''
@@ -143,6 +144,7 @@ def test_flag(stub, flag, key, value):
     ('_w = 4\nwidth = _w * 8', 'width', 32),
     ('import os\nfrom math import sqrt\ndef f(n): return n * 2\nwidth = f(int(sqrt(16)))', 'width', 8),
     ('width = sum(w for w in range(4))', 'width', 6),
+    ('_n = 4\ndef f(): return _n\nwidth = f()', 'width', 4),
 ])
 def test_file_value(stub, line, key, value):
     write('config/x.py', line)
@@ -352,11 +354,12 @@ def test_inheritance_by_exec(stub):
 
 def test_place_of_inherited_and_repeated_keys(problems):
     write('config/base.py', 'widht = 8\nbatch_size = 3')
-    write('config/child.py', "exec(open('config/base.py').read())\nbatch_size = 4\ndef f():\n    batch_size = 2\n"
-                             "for act in ('a', 'b'):\n    if act:\n        batch_size = 'c'")
+    write('config/child.py', "exec(open('config/base.py').read())\nbatch_size = 4\n"
+                             "for act in ('a', 'b'):\n    if act:\n        batch_size = 'c'\n"
+                             "def f():\n    batch_size = 2")
     assert problems('config/child.py') == [
         "unknown key 'widht' (config/child.py, inherited); did you mean 'width'?",
-        "batch_size wants int like 12, got str 'c' (config/child.py:7)"]
+        "batch_size wants int like 12, got str 'c' (config/child.py:5)"]
 
 
 @pytest.mark.parametrize('text, message', [

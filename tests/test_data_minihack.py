@@ -56,8 +56,8 @@ def test_action_leads_to_the_next_frame(episodes):
         dy, dx = (4 * d for d in nethack.DELTAS[move])
         if np.array_equal(x, y): return True                               # ran into the rock, or all in view is floor
         x, y = x.astype(int), y.astype(int)
-        for f, v, u in (x, 12, 12), (y, 12 - dy, 12 - dx): f[v:v + 4, u:u + 4] = -1      # we hid the floor where we stood
-        for f, v, u in (x, 12 + dy, 12 + dx), (y, 12, 12): f[v:v + 4, u:u + 4] = -2      # and where we stand now
+        for f, v, u in (x, 12, 12), (y, 12 - dy, 12 - dx): f[v:v + 4, u:u + 4] = -1     # we hid the floor there
+        for f, v, u in (x, 12 + dy, 12 + dx), (y, 12, 12): f[v:v + 4, u:u + 4] = -2     # and where we stand now
         return np.array_equal(x[max(dy, 0):28 + min(dy, 0), max(dx, 0):28 + min(dx, 0)],
                               y[max(-dy, 0):28 + min(-dy, 0), max(-dx, 0):28 + min(-dx, 0)])
 

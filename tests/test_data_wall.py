@@ -50,7 +50,10 @@ def test_clip_stops_at_the_first_wall(x, y, dx, dy):
     part = np.dot(end - p, q - p) / np.dot(q - p, q - p)
     assert -1e-9 <= part <= 1 + 1e-9 and np.allclose(p + part * (q - p), end, atol=1e-9)      # on the way from p to q
     if not hit: assert np.array_equal(end, q)
-    else: assert inside(end + 1e-4 * (q - p) / np.hypot(dx, dy))          # and no earlier than needed: wall lies ahead
+    else:
+        assert inside(end + 1e-4 * (q - p) / np.hypot(dx, dy))             # no earlier than needed: wall lies ahead
+        assert end[0] in (wall.LOW, wall.LEFT, wall.RIGHT, wall.HIGH) or \
+            end[1] in (wall.LOW, wall.TOP, wall.BOTTOM, wall.HIGH)         # to the last bit, or the next move is stuck
 
 
 @pytest.mark.parametrize('p, d, end', [

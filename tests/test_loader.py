@@ -115,7 +115,8 @@ def test_missing_folder(tmp_path, capsys):
 
 def test_how_to_make():
     assert how_to_make('somewhere/minihack_pixels') == 'make it: python data/minihack/prepare.py --out=somewhere/minihack_pixels'
-    assert 'there is no data/nosuch/prepare.py' in how_to_make('data/nosuch_sd')
+    assert 'no prepare.py makes nosuch_pixels yet' in how_to_make('data/nosuch_pixels')
+    assert 'no prepare.py makes wall_sd yet' in how_to_make('data/wall_sd')        # latents: not yet
 
 
 def test_unfinished_folder(tmp_path, capsys):

@@ -89,9 +89,9 @@ def world(obs):
 
 def neighbours(cells, at):
     """[(move, cell)] one step away from `at`."""
-    y, x = at
-    found = [(m, (y + dy, x + dx)) for m, (dy, dx) in enumerate(DELTAS) if (y + dy, x + dx) in cells]
-    return [(m, to) for m, to in found if m < 4 or not (cells[at] in DOORS or cells[to] in DOORS)]
+    steps = DELTAS[:4] if cells[at] in DOORS else DELTAS
+    return [(m, to) for m, (dy, dx) in enumerate(steps)
+            if (to := (at[0] + dy, at[1] + dx)) in cells and (m < 4 or cells[to] not in DOORS)]
 
 
 def routes(cells, goal, avoid=()):
