@@ -36,7 +36,7 @@ def configure(g, argv=None, script=None):
         theirs = dict(vars(M.Config())) if M else {}
         assert not own.keys() & theirs, f'{own.keys() & theirs} is both in {script.name} and in Config; rename one'
     if theirs and wanted.get('dataset') and not asked:
-        from data.loader import read_meta                # not at the top: scripts without a dataset do without
+        from data.loader import read_meta  # not at the top: scripts without a dataset do without
         folder = os.path.join(str(wanted['data_dir']), str(wanted['dataset']))
         meta = os.path.join(folder, 'meta.json')
         try: layers = [(key, fact, meta) for key, fact in read_meta(folder)['facts'].items() if key in theirs] + layers

@@ -79,7 +79,7 @@ def video(model, folder, n_clips=512, n_context=0, horizon=0, sample_steps=0, sa
         future = torch.stack([action, wrong], 1)[:, :, n_context - 1:]                           # (B, 2, horizon, k*A)
         generator = torch.Generator(truth.device).manual_seed(seed * 1_000_003 + i)
         dream = model.rollout(context, future, stride=stride, sampling=sampling, sample_steps=sample_steps,
-                              generator=generator)['video'] / 255                                # (B, 2, horizon, H, W, C)
+                              generator=generator)['video'] / 255                            # (B, 2, horizon, H, W, C)
         last, truth = truth[:, n_context - 1:n_context] / 255, truth[:, n_context:] / 255
         moving = (truth != last).flatten(2).any(2)               # (B, horizon)
         columns = [moving.float()]

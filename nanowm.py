@@ -5,10 +5,10 @@ Paper: "Nano World Models", arXiv 2605.23993 (2026). Its parts: diffusion transf
 forcing (Chen et al. 2024: every frame has its own noise level), v-prediction (Salimans & Ho 2022), zero terminal SNR
 (Lin et al. 2023), min-SNR weights (Hang et al. 2023).
 
-    train    x_t = alpha_t x0 + sigma_t eps      t (B, F) is drawn per frame, so any mix of clean and noisy frames is seen
-             loss = w(t) |net(x_t, t, a) - target|^2      target v = alpha eps - sigma x0  |  x0  |  eps  |  x0 - eps (flow)
+    train    x_t = alpha_t x0 + sigma_t eps      t (B, F) is drawn per frame: all mixes of clean and noisy frames occur
+             loss = w(t) |net(x_t, t, a) - target|^2     target v = alpha eps - sigma x0 | x0 | eps | x0 - eps (flow)
     sample   a matrix says which frame goes from which level to which in each step; rows are steps, columns are frames:
-             x0_hat, eps_hat from net;  x <- alpha' x0_hat + sigma' eps_hat       (DDIM; for flow this very line is Euler)
+             x0_hat, eps_hat from net;  x <- alpha' x0_hat + sigma' eps_hat      (DDIM; for flow this line is Euler)
 
 Shapes: x (B, F, C, H, W) latents or pixels; t (B, F); action (B, F, k*A), k raw actions of A numbers per model frame;
 P = (H/p)(W/p) patches of a frame. action[:, f] is taken at frame f and leads to frame f+1. Temporal attention is causal
@@ -73,7 +73,7 @@ def windows(cfg):
 
 def noise_schedule(pred, schedule, ztsnr, T):
     """
-    alpha, sigma (T + 1,) float32: entry t + 1 belongs to level t, entry 0 to t = -1, the clean frame (alpha 1, sigma 0).
+    alpha, sigma (T + 1,) float32: entry t + 1 belongs to level t, entry 0 to t = -1, the clean frame (1 and 0).
     Computed in float64: 1 - alpha^2 loses three digits near t = 0 otherwise.
     """
     u = torch.arange(T + 1, dtype=torch.float64, device='cpu') / T
@@ -345,7 +345,7 @@ class Model(nn.Module):
         for name, table in [('rope_space', torch.stack([space.cos(), space.sin()])),
                             ('rope_time', torch.stack([time.cos(), time.sin()])),
                             ('alpha', alpha), ('sigma', sigma)]:
-            self.register_buffer(name, table, persistent=False)      # recomputed, not saved: keys stay the published ones
+            self.register_buffer(name, table, persistent=False)      # not saved: keys stay the published ones
         self.init_weights()
 
     def init_weights(self):
@@ -505,7 +505,7 @@ class Model(nn.Module):
         assert 1 <= history <= cfg.num_frames - stride, \
             f'history {history} + stride {stride} frames, but the model sees num_frames = {cfg.num_frames}'
         x = self.encode(context)
-        (B, H, *shape), (_, N, K, kA) = x.shape, action.shape
+        (B, H, *shape), (N, K) = x.shape, action.shape[1:3]
         draw = dict(generator=generator, device=x.device)
         noise = torch.randn(B, K, *shape, **draw) if noise is None else noise
         renoise = torch.randn(B, H + K, *shape, **draw)              # one draw per frame, kept while it is context
@@ -535,8 +535,8 @@ class Model(nn.Module):
 
     def flops_per_sample(self):
         """
-        Matmul FLOPs of one training sample, forward + backward = 3 x forward. Per token and block 16 h^2 weights (qkv 3,
-        proj 1, SwiGLU 12) and 2 h per attended token; per frame and block 6 h^2 of modulation, plus the injection's.
+        Matmul FLOPs of one training sample, forward + backward = 3 x forward. Per token and block: 16 h^2 weights (qkv
+        3, proj 1, MLP 12) and 2 h per attended token. Per frame and block: 6 h^2 of modulation, plus the injection's.
         """
         cfg, h, n = self.cfg, self.cfg.hidden, self.cfg.num_frames
         P, kA = self.pos_embed.shape[1], self.cfg.frame_skip * self.cfg.action_dim
@@ -545,7 +545,7 @@ class Model(nn.Module):
         frame = cfg.depth * 6 * h * h + 2 * h * h + 256 * h + h * h + kA * h + h * h
         if cfg.injection in ('adaln', 'film'):
             frame += cfg.depth * (6 if cfg.injection == 'adaln' else 2) * h * h
-        if cfg.injection == 'cross_attention':                       # q, proj on all tokens; kv per frame (space), per token
+        if cfg.injection == 'cross_attention':                       # kv per frame in space blocks, per token in time
             token += cfg.depth * 2 * h * h + cfg.depth // 2 * (2 * h * h + 2 * h * (1 + n))
             frame += cfg.depth // 2 * 2 * h * h
         return 3 * 2 * n * (P * token + frame)
@@ -574,7 +574,8 @@ if __name__ == '__main__':   # lesson zero: the whole life of a model in seconds
     torch.manual_seed(0)
     cfg = Config(height=8, width=12, hidden=64, depth=4, heads=2, num_frames=3, sample_steps=4)
     model = Model(cfg)
-    print(f'{sum(p.numel() for p in model.parameters()):,} parameters, {model.flops_per_sample() / 1e6:.1f} MFLOP per sample')
+    count = sum(p.numel() for p in model.parameters())
+    print(f'{count:,} parameters, {model.flops_per_sample() / 1e6:.1f} MFLOP per sample')
     batch = {'latent': torch.randn(2, 3, 4, 8, 12), 'action': torch.randn(2, 3, 7)}
     out = model(batch)
     out['loss'].backward()

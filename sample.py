@@ -3,7 +3,7 @@ Dream: load a world model, let it imagine what recorded actions do, and write a 
 
     python sample.py --ckpt=out/minihack_wm_cpu                       -> out/minihack_wm_cpu/samples/step_....gif
     python sample.py --ckpt=out/minihack_wm_cpu --length=40 --n_clips=4 --out=dream.gif
-    python sample.py --ckpt=out/minihack_wm_cpu --out=dream.png       a film strip: a row of truth, a row of dream per clip
+    python sample.py --ckpt=out/minihack_wm_cpu --out=dream.png       a film strip, for paper
 
 Every column is one clip of the validation split: the truth above, the action in the middle, the dream below. A green
 edge marks the true frames that the model was given; after them it sees only the actions and its own frames.

@@ -7,8 +7,8 @@ Trains every model of this repository. Reads from top to bottom; nothing happens
     python train.py config/minihack_wm_cpu.py --resume=True            go on after a stop, a crash, a kill
 
 Keys belong either to this file (below) or to the model's Config; config files and flags set both (configurator.py).
-One optimizer step uses batch_size samples: micro_batch per GPU and pass x accumulation x GPUs. Batch and noise of a step
-are pure functions of (seed, step), so a resumed run repeats, to the bit on a CPU, what an unbroken one would have done.
+One optimizer step uses batch_size samples: micro_batch per GPU and pass x accumulation x GPUs. Batch and noise of a
+step are pure functions of (seed, step), so a resumed run does, to the bit on a CPU, what an unbroken one would have.
 Ctrl-C or SIGTERM save at the next step and exit 0. A loss that is not finite stops the run and names its samples.
 """
 import importlib
@@ -146,7 +146,8 @@ if checkpoint.pointer(out_dir, 'latest'):
     differ = [f'{k} = {v!r}, now {ours.get(k)!r}' for k, v in saved['model_config'].items() if ours.get(k) != v]
     stop_if(saved['model'] != model and f'{source} holds a {saved["model"]}, not a {model}; choose another --out_dir')
     stop_if(differ and f'{source} was trained with {"; ".join(differ)}: set it back or choose another --out_dir')
-    stop_if(saved['data_sha'] != data_sha and f'{source} was not trained on {folder} as it is now; choose another --out_dir')
+    stop_if(saved['data_sha'] != data_sha and
+            f'{source} was trained on other data than {folder}; choose another --out_dir')
     checkpoint.fill(raw, checkpoint.read(source, 'model.safetensors'), source)
     if ema is not None:
         averaged = checkpoint.read(source, 'ema.safetensors')
@@ -227,7 +228,7 @@ def save(step, metrics, is_best):
     weights = raw.state_dict()
     names = [name for name, p in raw.named_parameters() if p.requires_grad]
     meta = dict(step=step, model=model, model_config=asdict(cfg), config=config, metrics=metrics, best=best,
-                params=sum(p.numel() for p in raw.parameters()), git=checkpoint.git_hash(), torch=torch.__version__,
+                params=n_params, git=checkpoint.git_hash(), torch=torch.__version__,
                 data_sha=data_sha)
     averaged = weights | dict(zip(names, ema)) if ema else None
     checkpoint.save(out_dir, step, weights, averaged, optimizer.state_dict(), meta, is_best, keep, keep_every)
@@ -254,8 +255,9 @@ def stopping():
 # ---- what is about to happen ----
 PEAK = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12}   # dense bf16, data sheets
 peak = next((value for name, value in PEAK.items() if on_cuda and name in torch.cuda.get_device_name()), 0)
-say(f'{model}: {sum(p.numel() for p in raw.parameters()):,} parameters, {raw.flops_per_sample() / 1e9:.3g} GFLOP a sample')
-say(f'{batch_size} samples/step = {micro_batch} x {accum} passes x {world} processes, of {len(train_data):,} in {folder}')
+n_params = sum(p.numel() for p in raw.parameters())
+say(f'{model}: {n_params:,} parameters, {raw.flops_per_sample() / 1e9:.3g} GFLOP per sample')
+say(f'{batch_size} samples/step = {micro_batch} x {accum} passes x {world} processes; {len(train_data):,} in {folder}')
 say(f'{torch.cuda.get_device_name() if on_cuda else device}, {torch.get_num_threads()} threads, {dtype}'
     f'{", compiled" if compile else ""}; out_dir {out_dir}; git {checkpoint.git_hash() or "none"}')
 say('set: ' + ', '.join(f'{key} = {config[key]!r}' for key in configure.changed))
@@ -323,7 +325,8 @@ while start < max_steps:
         logs |= clipped
         logs = {f'train/{k}': v for k, v in zip(logs, average(*(float(v) for v in logs.values())))}
         took = (time.perf_counter() - clock) / (step - clock_step)
-        logs |= {'train/lr': lr_at(step - 1), 'train/ms': took * 1e3, 'train/waited': waited / (step - clock_step) / took}
+        logs |= {'train/lr': lr_at(step - 1), 'train/ms': took * 1e3,
+                 'train/waited': waited / (step - clock_step) / took}           # share of a step spent waiting for data
         mfu = batch_size * raw.flops_per_sample() / (took * world * peak) if peak else 0
         extra = ' | '.join(f'{k[6:]} {v:.4f}' for k, v in logs.items() if k[6:] not in ('lr', 'ms', 'waited', 'norm'))
         say(f'step {step}/{max_steps} | {extra} | lr {logs["train/lr"]:.1e} | norm {logs.get("train/norm", 0):.2f} | '

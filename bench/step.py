@@ -1,12 +1,12 @@
 """
 How fast is a training step of NanoWM? A table on stdout, the same as JSON in bench/results/.
 
-    python bench/step.py --compare=True                     modulation per frame (ours) vs per patch (the original's way)
-    python bench/step.py --loader=True                      how much of a step is spent waiting for data
-    python bench/step.py --sizes=S,B,L --frames=4,16        eager vs compiled; on a GPU in bf16, with MFU and memory
+    python bench/step.py --compare=True                 modulation per frame (ours) vs per patch (the original's way)
+    python bench/step.py --loader=True                  how much of a step is spent waiting for data
+    python bench/step.py --sizes=S,B,L --frames=4,16    eager vs compiled; on a GPU in bf16, with MFU and memory
 
 Variants are timed in turn, repetition by repetition, so that a busy machine slows all of them; medians are compared.
-The floor: FLOPs of the matmuls over the device's peak. At S/2 and 4 frames, modulation per patch costs 15 % of them with
+The floor: FLOPs of the matmuls over the device's peak. At S/2, 4 frames, modulation per patch costs 15 % of them with
 additive actions and 26 % with adaln: 0.85 and 0.74 are the best ratios that --compare can show.
 """
 import json
@@ -129,7 +129,8 @@ def compare_modulation(size, n, injection):
         difference = (ours.net(x, data['t'], action) - theirs.net(x, data['t'], action)).abs().max().item()
     took = interleaved({'per frame': backward(ours, data), 'per patch': backward(theirs, data)})
     return dict(size=size, frames=n, batch=batch, injection=injection, per_frame_ms=took['per frame'] * 1e3,
-                per_patch_ms=took['per patch'] * 1e3, ratio=took['per frame'] / took['per patch'], difference=difference)
+                per_patch_ms=took['per patch'] * 1e3, ratio=took['per frame'] / took['per patch'],
+                difference=difference)
 
 
 def eager_and_compiled(size, n):
@@ -168,7 +169,8 @@ def waiting_for_data(size, n):
             return item
         took = interleaved({'step': train_step(nanowm.Model(cfg).to(device), next_batch)})['step']
         batches.close()
-    return dict(size=size, frames=n, batch=batch, ms=took * 1e3, waited_ms=median(waits) * 1e3, in_model=1 - median(waits) / took)
+    return dict(size=size, frames=n, batch=batch, ms=took * 1e3, waited_ms=median(waits) * 1e3,
+                in_model=1 - median(waits) / took)
 
 
 def random_episode(i):
@@ -188,8 +190,8 @@ def device_name():
 
 def table(rows):
     """List of flat dicts -> aligned lines."""
-    cells = [list(rows[0])] + [[f'{v:.4g}' if isinstance(v, float) else '-' if v is None else str(v) for v in row.values()]
-                               for row in rows]
+    def cell(v): return f'{v:.4g}' if isinstance(v, float) else '-' if v is None else str(v)
+    cells = [list(rows[0])] + [[cell(v) for v in row.values()] for row in rows]
     width = [max(map(len, column)) for column in zip(*cells)]
     return '\n'.join('  '.join(c.rjust(w) for c, w in zip(line, width)) for line in cells)
 

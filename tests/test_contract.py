@@ -1,4 +1,4 @@
-"""Every model file keeps the contract of this repository; found by glob, so a new model is tested from its first day."""
+"""Every model file keeps the contract of this repository; found by glob, so a new model is tested from day one."""
 import glob
 import importlib
 import inspect

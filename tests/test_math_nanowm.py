@@ -1,4 +1,4 @@
-"""NanoWM: published numbers, closed forms, and what must never break: causality, use of actions, one forward for all."""
+"""NanoWM: published numbers, closed forms, what must never break: causality, use of actions, one forward for all."""
 import glob
 import math
 import os
@@ -91,11 +91,12 @@ def test_parameter_counts(size, injection):
 
 def test_state_dict_keys():
     keys = set(tiny(injection='cross_attention').state_dict())
-    block = {f'attn.{m}.{p}' for m in ('qkv', 'proj') for p in ('weight', 'bias')} | {'attn.q_norm.weight', 'attn.k_norm.weight'}
+    both = ('weight', 'bias')
+    block = {f'attn.{m}.{p}' for m in ('qkv', 'proj') for p in both} | {f'attn.{m}_norm.weight' for m in 'qk'}
     block |= {'mlp.w1.weight', 'mlp.w2.weight', 'mlp.w3.weight', 'adaLN_modulation.1.weight', 'adaLN_modulation.1.bias'}
-    block |= {f'cross_attn.{m}.{p}' for m in ('q', 'kv', 'proj') for p in ('weight', 'bias')} | {'cross_gate'}
+    block |= {f'cross_attn.{m}.{p}' for m in ('q', 'kv', 'proj') for p in both} | {'cross_gate'}
     expected = {f'blocks.{i}.{name}' for i in range(4) for name in block}
-    expected |= {f'{m}.mlp.{i}.{p}' for m in ('t_embedder', 'action_embedder') for i in (0, 2) for p in ('weight', 'bias')}
+    expected |= {f'{m}.mlp.{i}.{p}' for m in ('t_embedder', 'action_embedder') for i in (0, 2) for p in both}
     expected |= {f'{m}.{p}' for m in ('x_embedder.proj', 'final_layer.linear', 'final_layer.adaLN_modulation.1')
                  for p in ('weight', 'bias')}
     assert keys == expected | {'pos_embed', 'temp_embed', 'action_mean', 'action_std'}
@@ -120,7 +121,8 @@ def test_published_snr_weight():
     alpha, sigma = noise_schedule('v', 'cosine', True, 1000)
     t = torch.tensor([0, 20, 100, 200, 250, 260, 261, 600, 999])
     w = nanowm.snr_weight('published', 'v', alpha[t + 1], sigma[t + 1], 5.0)
-    assert w.tolist() == pytest.approx([2.0643e-4, 9.4471e-3, 0.146287, 0.569430, 0.910999, 0.991931, 1, 1, 1], rel=1e-4)
+    expected = [2.0643e-4, 9.4471e-3, 0.146287, 0.569430, 0.910999, 0.991931, 1, 1, 1]
+    assert w.tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_paper_snr_weight():
@@ -128,7 +130,8 @@ def test_paper_snr_weight():
     alpha, sigma = noise_schedule('v', 'cosine', True, 1000)
     a, s = alpha[1:-1].double(), sigma[1:-1].double()
     snr = (a / s) ** 2
-    for pred, expected in (('x', snr.clamp(max=5)), ('v', snr.clamp(max=5) / (snr + 1)), ('eps', snr.clamp(max=5) / snr)):
+    clamped = snr.clamp(max=5)
+    for pred, expected in (('x', clamped), ('v', clamped / (snr + 1)), ('eps', clamped / snr)):
         w = nanowm.snr_weight('paper', pred, alpha[1:-1], sigma[1:-1], 5.0)
         assert torch.allclose(w.double(), expected, rtol=1e-5)
 
@@ -137,7 +140,7 @@ def test_paper_snr_weight():
 def test_flops_against_torch(injection):
     model = tiny(injection=injection)
     x, t, action = inputs(model.cfg, B=1)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):       # it cannot see into the fused one
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it cannot see into the fused one
         model.net(x, t, action)
     assert model.flops_per_sample() == pytest.approx(3 * counter.get_total_flops(), rel=0.005)   # last action: unused
 
@@ -152,7 +155,8 @@ def test_causal(injection):
     out = model.net(x, t, action)
     for f in range(model.cfg.num_frames - 1):
         x2, t2, action2 = x.clone(), t.clone(), action.clone()
-        x2[:, f + 1:], t2[:, f + 1:], action2[:, f:] = torch.randn_like(x[:, f + 1:]), 7, torch.randn_like(action[:, f:])
+        x2[:, f + 1:], t2[:, f + 1:] = torch.randn_like(x[:, f + 1:]), 7
+        action2[:, f:] = torch.randn_like(action[:, f:])
         out2 = model.net(x2, t2, action2)
         assert torch.equal(out[:, :f + 1], out2[:, :f + 1])
         assert (out[:, f + 1] - out2[:, f + 1]).abs().max() > 1e-3             # and the mask does not block everything
@@ -266,7 +270,8 @@ def test_training_levels():
     assert (t[:, 1:] == 999).float().mean().item() == pytest.approx(0.7 + 0.3 / 1000, abs=0.01)
     published = tiny().draw_t(50_000, 4).float()
     z = torch.randn(50_000).sigmoid() * 1000
-    assert published.mean().item() == pytest.approx(499.5, abs=3) and published.std().item() == pytest.approx(z.std().item(), rel=0.02)
+    assert published.mean().item() == pytest.approx(499.5, abs=3)
+    assert published.std().item() == pytest.approx(z.std().item(), rel=0.02)
 
 
 def test_context_loss():
@@ -374,7 +379,8 @@ def test_context_is_kept_and_waiting_frames_wait():
     x, _, action = inputs(model.cfg)
     rows = scheduling_matrix('sequential', 3, 4, 1000)
     half = model.denoise(x, action, rows[:5], 1)                               # only the first new frame is done
-    assert torch.equal(half[:, 0], x[:, 0]) and torch.equal(half[:, 2:], x[:, 2:]) and not torch.equal(half[:, 1], x[:, 1])
+    assert torch.equal(half[:, 0], x[:, 0]) and torch.equal(half[:, 2:], x[:, 2:])
+    assert not torch.equal(half[:, 1], x[:, 1])
 
 
 def test_one_frame_models_step_by_hand():
@@ -418,7 +424,8 @@ def test_rollout_is_causal_in_the_actions():
     context, action = rollout_inputs(model.cfg, N=1)
     noise, other = torch.randn(2, 5, 2, 8, 12), action.clone()
     other[:, :, 3:] += 1
-    a, b = (model.rollout(context, x, noise, generator=torch.Generator().manual_seed(0))['latent'] for x in (action, other))
+    a, b = (model.rollout(context, x, noise, generator=torch.Generator().manual_seed(0))['latent']
+            for x in (action, other))
     assert torch.equal(a[:, :, :3], b[:, :, :3]) and not torch.equal(a[:, :, 3], b[:, :, 3])
 
 
@@ -429,7 +436,8 @@ def test_rollout_in_one_window_is_denoise():
     new = model.rollout(context, action, noise, stride=3, generator=g)['latent'][:, 0]
     ctx_noise = torch.randn(2, 4, 2, 8, 12, generator=torch.Generator().manual_seed(1))[:, :1]
     window = torch.cat([model.q_sample(context['latent'], torch.full((2, 1), 20), ctx_noise), noise], 1)
-    expected = model.denoise(window, model.fold_action(action[:, 0]), scheduling_matrix('sequential', 3, 3, 1000), 1, 20)
+    rows = scheduling_matrix('sequential', 3, 3, 1000)
+    expected = model.denoise(window, model.fold_action(action[:, 0]), rows, 1, 20)
     assert torch.equal(new, expected[:, 1:])
 
 
@@ -453,7 +461,8 @@ def test_context_levels():
 
 
 @pytest.mark.parametrize('wrong, words', [
-    (dict(pred='eps'), 'ztsnr'), (dict(depth=3), 'even'), (dict(height=9), 'height = 9'), (dict(pred='y'), 'v, x, eps, flow'),
+    (dict(pred='eps'), 'ztsnr'), (dict(depth=3), 'even'), (dict(height=9), 'height = 9'),
+    (dict(pred='y'), 'v, x, eps, flow'),
     (dict(hidden=36), 'head width'), (dict(n_context=4), 'num_frames'), (dict(injection='add'), 'cross_attention')])
 def test_impossible_configs_name_the_way_out(wrong, words):
     with pytest.raises(AssertionError, match=words): tiny(**wrong)

@@ -8,11 +8,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BUDGET = {              # lines, comments and blanks included
-    'README.md': 260, 'nanowm.py': 560, 'imf_policy.py': 450, 'remdm.py': 560, 'arx5_gpt.py': 460, 'act.py': 380,
+    'README.md': 260,
+    'nanowm.py': 590,           # five injections, four targets and a check of the Config with its messages
+    'imf_policy.py': 450, 'remdm.py': 560, 'arx5_gpt.py': 460, 'act.py': 380,
     'diffusion_policy.py': 440, 'pi0.py': 620, 'smolvla.py': 540, 'cem.py': 160, 'vae.py': 300, 'vision.py': 180,
-    'metrics.py': 400, 'train.py': 360, 'sample.py': 280, 'eval.py': 440, 'configurator.py': 120, 'checkpoint.py': 160,
+    'metrics.py': 400, 'train.py': 360, 'sample.py': 280, 'eval.py': 440,
+    'configurator.py': 165,     # opened up: squeezed to 120 it read like a puzzle
+    'checkpoint.py': 165,       # save, resume and every damage in one line each
     'logger.py': 70, 'data/loader.py': 180, 'data/writer.py': 200, 'data/*/prepare.py': 180, 'data/*/env.py': 380,
-    'data/*/readme.md': 25, 'config/*.py': 25, 'tests/test_same.py': 40,
+    'data/*/readme.md': 25,
+    'config/*.py': 30,          # the CPU demo departs from the published recipe in many keys
+    'tests/test_same.py': 40,
 }
 OTHERS = {'venv', 'build', 'dist', 'out', 'shared'}                     # not ours to judge, like all hidden folders
 CODE = [p for p in ROOT.rglob('*.py')
