@@ -1,20 +1,27 @@
-"""The training loop as a program: exact resume, ranks, faults. Every subprocess costs seconds, so each does several things."""
+"""
+The training loop as a program: exact resume, ranks, faults. What a process of its own can show (signals, kills, ranks,
+limits) costs seconds each and runs side by side where it can; the rest calls train.py inside this process.
+"""
 import json
+import math
 import os
 import re
+import shutil
 import signal
-import sys
 import time
 
-import numpy as np
 import pytest
 import torch
-from conftest import TINY, run, start
+from conftest import ROOT, finish, run, start
 from safetensors.torch import load_file
 
 import checkpoint
+import nanowm
+from data.loader import Store
+from logger import read_logs
 
-RESUMABLE = ['--ema_decay=0.99', '--lr_schedule=cosine', '--save_every=3', '--val_every=3', '--max_steps=6']
+RESUMABLE = ['--micro_batch=1', '--ema_decay=0.99', '--lr_schedule=cosine', '--save_every=3', '--val_every=3',
+             '--max_steps=6', '--eval_every=3', '--best_metric=eval/psnr_moving', '--best_mode=max', '--keep=0']
 
 
 def same(a, b, *files):
@@ -26,32 +33,55 @@ def same(a, b, *files):
 def step_lines(text): return re.findall(r'step (\d+)/\d+ \| loss ([\d.]+)', text)
 
 
+def wait_for(process, pattern, seconds=120):
+    """Read stdout until a line matches."""
+    lines, end = [], time.time() + seconds
+    while time.time() < end:
+        line = process.stdout.readline()
+        lines.append(line)
+        if re.search(pattern, line): return lines
+        if not line and process.poll() is not None: break
+    raise AssertionError('never printed ' + pattern + '\n' + ''.join(lines) + process.stderr.read())
+
+
+# ---- exact ----
+
 @pytest.mark.parametrize('ranks', (1, 2))
-def test_resume_is_exact(train, tmp_path, ranks):
-    """6 steps at once = 3 steps, stop, 3 steps: weights, averaged weights and optimizer, to the byte."""
-    whole, _ = train(f'--out_dir={tmp_path}/whole', '--micro_batch=1', *RESUMABLE, ranks=ranks)
-    train(f'--out_dir={tmp_path}/parts', '--micro_batch=1', *RESUMABLE, '--max_steps=3', '--lr_decay_steps=6', ranks=ranks)
-    second, _ = train(f'--out_dir={tmp_path}/parts', '--micro_batch=1', *RESUMABLE, '--resume=True', ranks=ranks)
-    a, b = (f'{tmp_path}/{name}/step_0000006' for name in ('whole', 'parts'))
-    same(a, b, 'model.safetensors', 'ema.safetensors')
-    assert step_lines(whole)[3:] == step_lines(second)
-    x, y = (torch.load(f'{d}/state.pt', weights_only=True)['state'] for d in (a, b))
-    assert all(torch.equal(x[i][k], y[i][k]) for i in x for k in x[i])
-    logs = {}
-    for name in ('whole', 'parts'):
-        with open(tmp_path / name / 'logs.json.txt') as f: rows = [json.loads(line) for line in f]
-        logs[name] = {(r['step'], k): v for r in rows for k, v in r.items() if k in ('train/loss', 'val/loss')}
-    assert logs['whole'] == logs['parts']
+def test_resume_is_exact(tiny, tmp_path, ranks):
+    """6 steps at once = 3 steps, stop, 3 steps: weights, averaged weights, optimizer, best and logs, to the byte."""
+    args = {name: [*tiny, *RESUMABLE, f'--out_dir={tmp_path}/{name}'] for name in ('whole', 'parts')}
+    first_half = [*args['parts'], '--max_steps=3', '--lr_decay_steps=6']
+    if ranks == 1:                                           # two processes side by side
+        processes = [start(*args['whole']), start(*first_half)]
+        whole, _ = [finish(process) for process in processes][0]
+    else:
+        whole, _ = run(*args['whole'], ranks=ranks)
+        run(*first_half, ranks=ranks)
+    second, _ = run(*args['parts'], '--resume=True', ranks=ranks)
+    for step in (3, 6):
+        a, b = (f'{tmp_path}/{name}/{checkpoint.step_name(step)}' for name in args)
+        same(a, b, 'model.safetensors', 'ema.safetensors')
+        x, y = (torch.load(f'{d}/state.pt', weights_only=True)['state'] for d in (a, b))
+        assert x and all(torch.equal(x[i][k], y[i][k]) for i in x for k in x[i])
+    assert step_lines(whole)[3:] == step_lines(second) and len(step_lines(second)) == 3
+    a, b = (checkpoint.read(f'{tmp_path}/{name}/step_0000006', 'meta.json') for name in args)
+    assert a['metrics'] == b['metrics'] and a['best'] == b['best'] and 'eval/gain_over_shuffled' in a['metrics']
+    logs = []
+    for name in args:
+        rows = read_logs(tmp_path / name / 'logs.json.txt')
+        logs.append({(r['step'], k): v for r in rows for k, v in r.items() if k not in ('train/ms', 'train/waited')})
+    assert logs[0] == logs[1] and {k for _, k in logs[0]} >= {'train/loss', 'val/loss', 'train/lr', 'eval/psnr'}
 
 
-def test_one_and_two_ranks_see_the_same_data(train, tmp_path, data_dir):
+def test_one_and_two_ranks_see_the_same_data(tmp_path, data_dir):
     """Gradients of one step, with t and noise given, agree to 1e-6; so do the sample ids."""
     script = tmp_path / 'gradient.py'
     script.write_text(GRADIENT)
-    for ranks in (1, 2):
-        run(script, data_dir, tmp_path / f'{ranks}.pt', ranks=ranks, PYTHONPATH=os.path.dirname(os.path.abspath('train.py')))
+    one = start(script, data_dir, tmp_path / '1.pt', PYTHONPATH=ROOT)
+    run(script, data_dir, tmp_path / '2.pt', PYTHONPATH=ROOT, ranks=2)
+    finish(one)
     one, two = (torch.load(tmp_path / f'{ranks}.pt') for ranks in (1, 2))
-    assert sorted(one['index']) == sorted(two['index'])
+    assert sorted(one['index']) == sorted(two['index']) and len(set(one['index'])) > 4
     for key in one['grad']:
         assert (one['grad'][key] - two['grad'][key]).abs().max() <= 1e-6 * max(1, one['grad'][key].abs().max())
 
@@ -85,124 +115,178 @@ if world > 1: dist.destroy_process_group()
 '''
 
 
-def wait_for(process, pattern, seconds=120):
-    """Read stdout until a line matches."""
-    lines, end = [], time.time() + seconds
-    while time.time() < end:
-        line = process.stdout.readline()
-        lines.append(line)
-        if re.search(pattern, line): return lines
-        if not line and process.poll() is not None: break
-    raise AssertionError('never printed ' + pattern + '\n' + ''.join(lines) + process.stderr.read())
+def test_passes_do_not_change_what_is_learned(train, tmp_path):
+    """One pass of 4 and four passes of 1 see the same samples; with lr = 0 nothing but the noise differs."""
+    train('--lr=0', '--weight_decay=0', '--max_steps=1', '--micro_batch=1')
+    torch.manual_seed(1)
+    raw, _ = checkpoint.load(tmp_path / 'out')
+    fresh = nanowm.Model(raw.cfg) if torch.manual_seed(1) else None
+    for (key, a), b in zip(raw.named_parameters(), fresh.parameters()): assert torch.equal(a, b), key
 
 
-@pytest.mark.parametrize('ranks, sig', ((1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)))
-def test_stop_signals_save_and_resume(data_dir, tmp_path, ranks, sig):
-    args = ['train.py', '--dataset=tiny_pixels', f'--data_dir={data_dir}', f'--out_dir={tmp_path}/out', *TINY,
-            '--save_every=100000', '--val_every=100000', '--max_steps=100000']
-    process = start(*args, ranks=ranks)
+# ---- stop, kill, break ----
+
+def test_stop_signals_and_two_runs_in_one_out_dir(tiny, tmp_path, train):
+    """SIGTERM and SIGINT save and exit 0, and it goes on exactly. While a run lives nobody else gets its folder."""
+    args = ['--save_every=100000', '--val_every=100000', '--max_steps=100000']
+    term = start(*tiny, *args)
+    interrupt = start(*tiny, *args, f'--out_dir={tmp_path}/other')
+    wait_for(term, r'step 3/')
+    _, errors = train(*args, code=1)
+    assert errors.strip() == f'{tmp_path}/out is in use by another run; wait for it, or choose another --out_dir'
+    wait_for(interrupt, r'step 3/')
+    term.send_signal(signal.SIGTERM)
+    interrupt.send_signal(signal.SIGINT)
+    stopped = []
+    for process, out_dir in (term, tmp_path / 'out'), (interrupt, tmp_path / 'other'):
+        rest, _ = finish(process)
+        stopped.append(int(re.search(r'stopped at step (\d+); --resume=True', rest)[1]))
+        assert checkpoint.pointer(out_dir, 'latest') == checkpoint.step_name(stopped[-1])
+    end = stopped[0] + 2
+    resumed, _ = train(*args, f'--max_steps={end}', '--resume=True')
+    unbroken, _ = train(*args, f'--max_steps={end}', f'--out_dir={tmp_path}/unbroken')
+    assert step_lines(resumed) == step_lines(unbroken)[-2:]
+    same(*(tmp_path / d / checkpoint.step_name(end) for d in ('out', 'unbroken')), 'model.safetensors')
+
+
+def test_stop_signal_under_torchrun(tiny, tmp_path):
+    """Both ranks stop at the same step. torchrun itself exits as killed; its workers have saved."""
+    process = start(*tiny, '--save_every=100000', '--val_every=100000', '--max_steps=100000', ranks=2)
     wait_for(process, r'step 5/')
-    process.send_signal(sig)
+    process.send_signal(signal.SIGTERM)
     rest, errors = process.communicate(timeout=120)
-    assert ranks > 1 or process.returncode == 0, errors        # torchrun itself exits as killed; its workers have saved
     stopped = int(re.search(r'stopped at step (\d+); --resume=True', rest)[1])
-    assert checkpoint.pointer(tmp_path / 'out', 'latest') == checkpoint.step_name(stopped)
-    if ranks == 1 and sig == signal.SIGTERM:
-        resumed, _ = run(*args, f'--max_steps={stopped + 2}', '--resume=True')
-        unbroken, _ = run(*args, f'--max_steps={stopped + 2}', f'--out_dir={tmp_path}/unbroken')
-        assert step_lines(resumed) == step_lines(unbroken)[-2:]
-        same(*(tmp_path / d / checkpoint.step_name(stopped + 2) for d in ('out', 'unbroken')), 'model.safetensors')
+    assert checkpoint.load(tmp_path / 'out')[1]['step'] == stopped
+    assert 'Traceback' not in errors.split('torch.distributed.elastic')[0]
 
 
-def test_loss_that_is_not_finite_names_its_samples(train, data_dir, tmp_path):
-    _, errors = train('--lr=1e30', '--grad_clip=0', '--max_steps=5', '--val_every=1000', '--seed=3', code=1)
+def test_kill_in_the_middle_of_a_save(tiny, train, tmp_path):
+    """kill -9 while the files of a checkpoint are half written: latest still reads, and the resumed run is exact."""
+    args = ['--save_every=3', '--val_every=100000', '--max_steps=9']
+    kill = '\n'.join(['import os, signal, runpy, sys, torch', 'sys.argv = sys.argv[1:]', 'n, real = [0], torch.save',
+                      'def save(state, path):', '    n[0] += 1', '    real(state, path)',
+                      '    if n[0] == 2: os.truncate(path, 100); os.kill(os.getpid(), signal.SIGKILL)',
+                      'torch.save = save', 'runpy.run_path("train.py", run_name="__main__")'])
+    run('-c', kill, *tiny, *args, code=-signal.SIGKILL)
+    assert sorted(p.name for p in (tmp_path / 'out').glob('*step*')) == ['step_0000003', 'tmp.step_0000006']
+    assert checkpoint.load(tmp_path / 'out')[1]['step'] == 3
+    train(*args, '--resume=True')                            # the dead owner's lock is gone, too
+    train(*args, f'--out_dir={tmp_path}/unbroken')
+    same(*(tmp_path / d / 'step_0000009' for d in ('out', 'unbroken')), 'model.safetensors', 'state.pt')
+    assert not list((tmp_path / 'out').glob('tmp.*'))
+
+
+def test_full_disk_while_saving(tiny, train, tmp_path):
+    """A file size limit stands for the full disk: the run ends with one line, the checkpoint before it stays whole."""
+    train('--val_every=100000', '--max_steps=2')
+    limited = '\n'.join(['import resource, runpy, signal, sys', 'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)',
+                         'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))', 'sys.argv = sys.argv[1:]',
+                         'runpy.run_path("train.py", run_name="__main__")'])
+    _, errors = run('-c', limited, *tiny, '--val_every=100000', '--max_steps=4', '--resume=True', code=1)
+    assert 'could not save' in errors and 'make room' in errors and 'Traceback' not in errors
+    assert sorted(p.name for p in (tmp_path / 'out').glob('*step*')) == ['step_0000002']
+    assert checkpoint.load(tmp_path / 'out')[1]['step'] == 2
+    train('--val_every=100000', '--max_steps=4', '--resume=True')
+    assert checkpoint.load(tmp_path / 'out')[1]['step'] == 4
+
+
+def test_loss_that_is_not_finite_names_its_samples(tiny, data_dir, tmp_path):
+    _, errors = run(*tiny, '--lr=1e30', '--grad_clip=0', '--max_steps=5', '--val_every=1000', '--seed=3', code=1)
     step, ids = re.search(r'loss is not finite at step (\d+), rank 0, sample ids (\[.*?\])', errors).groups()
-    import nanowm
-    from data.loader import Store
     store = Store(f'{data_dir}/tiny_pixels', 'train', nanowm.windows(nanowm.Config(input='video', num_frames=2)))
     assert json.loads(ids) == store.ids(int(step), 4, 3).tolist() and 'Traceback' not in errors
     assert not os.path.exists(tmp_path / 'out' / 'latest')
 
 
-def test_two_runs_in_one_out_dir(data_dir, tmp_path, train):
-    """The second is refused while the first lives; a killed one frees the folder; a finished one wants --resume."""
-    args = ['--save_every=2', '--val_every=100000']
-    first = start('train.py', '--dataset=tiny_pixels', f'--data_dir={data_dir}', f'--out_dir={tmp_path}/out', *TINY, *args,
-                  '--max_steps=100000')
-    wait_for(first, r'step 5/')
-    _, errors = train(*args, '--max_steps=10', code=1)
-    assert errors.strip().endswith('is in use by another run; wait for it, or choose another --out_dir')
-    first.kill()
-    first.communicate()
-    _, errors = train(*args, '--max_steps=10', code=1)
-    assert 'already holds a run: --resume=True goes on with it' in errors
-    done = int(checkpoint.pointer(tmp_path / 'out', 'latest')[5:])
-    out, _ = train(*args, f'--max_steps={done + 2}', '--resume=True')
-    assert [int(n) for n, _ in step_lines(out)] == [done + 1, done + 2]
-    for flags, words in ((['--hidden=64'], 'was trained with hidden = 32, now 64'),
-                         (['--num_frames=3', '--depth=4'], 'depth = 2, now 4')):
-        _, errors = train(*args, *flags, '--resume=True', '--max_steps=1000', code=1)
-        assert words in errors and 'Traceback' not in errors
-    assert 'nothing to do' in train(*args, '--max_steps=2', '--resume=True')[0]
+# ---- one line for what the user can mend ----
 
-
-def test_user_mistakes_are_one_line(train, tmp_path):
-    for flags, code, words in (
-            (['--dataset='], 1, "dataset = '': name a folder"),
-            (['--batch_size=5', '--micro_batch=2'], 1, 'batch_size = 5 is not micro_batch 2'),
-            (['--depth=3'], 1, 'nanowm.Config: depth = 3: blocks come in space/time pairs'),
-            (['--width=17'], 2, 'width = 17 (--width) contradicts')):
-        _, errors = train(*flags, code=code)
-        assert words in errors and 'Traceback' not in errors and len(errors.strip().splitlines()) == 1
+@pytest.mark.parametrize('flags, code, words', [
+    (['--dataset='], 1, "dataset = '': name a folder"),
+    (['--batch_size=5', '--micro_batch=2'], 1, 'batch_size = 5 is not micro_batch 2 x accumulation 2 x 1 processes'),
+    (['--depth=3'], 1, 'nanowm.Config: depth = 3: blocks come in space/time pairs'),
+    (['--width=17'], 2, 'width = 17 (--width) contradicts'),
+    (['--lr_schedule=linear'], 1, "lr_schedule = 'linear': choose one of ('constant', 'cosine')"),
+    (['--best_mode=most'], 1, "best_mode = 'most': choose one of ('min', 'max')"),
+    (['--dtype=float16'], 1, "dtype = 'float16': choose one of ('float32', 'bfloat16')"),
+    (['--num_frames=13'], 1, 'a window spans 13 frames'),
+    (['--log=wandb'], 2, "log = 'wandb': this release knows '' and 'tensorboard'")])
+def test_user_mistakes_are_one_line(train, tmp_path, flags, code, words):
+    _, errors = train(*flags, code=code)
+    assert words in errors and len(errors.strip().splitlines()) == 1
     assert not os.path.exists(tmp_path / 'out' / 'latest')
 
 
-def test_full_disk_while_saving(data_dir, tmp_path):
-    """A file size limit stands for the full disk: the run ends with one line, the checkpoint before it stays whole."""
-    args = ['--dataset=tiny_pixels', f'--data_dir={data_dir}', f'--out_dir={tmp_path}/out', *TINY, '--val_every=100000']
-    run('train.py', *args, '--max_steps=2')
-    limited = 'import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); ' \
-        'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.argv = sys.argv[1:]; runpy.run_path("train.py")'
-    _, errors = run('-c', limited, 'train.py', *args, '--max_steps=4', '--resume=True', code=1)
-    assert 'could not save' in errors and 'make room' in errors and 'Traceback' not in errors
-    assert sorted(p.name for p in (tmp_path / 'out').glob('*step*')) == ['step_0000002']
-    model, meta = checkpoint.load(tmp_path / 'out')
-    assert meta['step'] == 2
-    run('train.py', *args, '--max_steps=4', '--resume=True')
-    run('train.py', *args, '--max_steps=4', f'--out_dir={tmp_path}/unbroken')
-    same(*(tmp_path / d / 'step_0000004' for d in ('out', 'unbroken')), 'model.safetensors')
+def test_an_out_dir_that_holds_another_run(train, tmp_path, data_dir):
+    """It wants --resume; and then the same model, trained on the same bytes."""
+    assert 'nothing to resume' in train('--max_steps=1', '--resume=True')[0]
+    _, errors = train('--max_steps=1', code=1)
+    assert errors == f'{tmp_path}/out already holds a run: --resume=True goes on with it, --out_dir=... starts anew\n'
+    for flags, words in ((['--hidden=64'], 'was trained with hidden = 32, now 64: set it back'),
+                         (['--num_frames=3', '--depth=4'], 'num_frames = 2, now 3; depth = 2, now 4')):
+        _, errors = train(*flags, '--resume=True', code=1)
+        assert words in errors and len(errors.strip().splitlines()) == 1
+    shutil.copytree(f'{data_dir}/tiny_pixels', tmp_path / 'tiny_pixels')
+    meta = tmp_path / 'tiny_pixels' / 'meta.json'
+    meta.write_text(meta.read_text().replace('"command": "tests"', '"command": "another"'))
+    _, errors = train('--resume=True', f'--data_dir={tmp_path}', code=1)
+    assert f'was not trained on {tmp_path}/tiny_pixels as it is now' in errors
+    before = (tmp_path / 'out' / 'logs.json.txt').read_bytes()
+    assert 'nothing to do' in train('--max_steps=1', '--resume=True')[0]
+    assert (tmp_path / 'out' / 'logs.json.txt').read_bytes() == before
 
 
-def test_kill_in_the_middle_of_a_save(data_dir, tmp_path):
-    """kill -9 while the files of a checkpoint are half written: latest still reads, and the resumed run is exact."""
-    args = ['--dataset=tiny_pixels', f'--data_dir={data_dir}', f'--out_dir={tmp_path}/out', *TINY, '--save_every=3',
-            '--val_every=100000', '--max_steps=9']
-    kill = 'import os, signal, runpy, sys, torch; sys.argv = sys.argv[1:]; n = [0]; real = torch.save\n' \
-        'def save(state, path):\n n[0] += 1; real(state, path)\n if n[0] == 2: os.truncate(path, 100); os.kill(os.getpid(), signal.SIGKILL)\n' \
-        'torch.save = save; runpy.run_path("train.py")'
-    run('-c', kill, 'train.py', *args, code=-signal.SIGKILL)
-    assert sorted(p.name for p in (tmp_path / 'out').glob('*step*')) == ['step_0000003', 'tmp.step_0000006']
-    assert checkpoint.load(tmp_path / 'out')[1]['step'] == 3
-    run('train.py', *args, '--resume=True')
-    run('train.py', *args, f'--out_dir={tmp_path}/unbroken')
-    same(*(tmp_path / d / 'step_0000009' for d in ('out', 'unbroken')), 'model.safetensors', 'state.pt')
-    assert not list((tmp_path / 'out').glob('tmp.*'))
+# ---- schedules, averages, statistics ----
 
-
-def test_best_keep_and_power_ema(train, tmp_path):
-    """keep prunes, but never what best names; the power schedule averages as its formula says."""
-    out, _ = train('--save_every=1', '--val_every=2', '--keep=1', '--keep_every=4', '--max_steps=6', '--lr=1e-3',
-                   '--ema_decay=0.9', '--ema_power=0.75', '--log=tensorboard')
+def test_best_keep_and_tensorboard(train, tmp_path):
+    """keep prunes, but never what best names, nor what keep_every keeps."""
+    train('--save_every=1', '--val_every=2', '--keep=1', '--keep_every=4', '--max_steps=6', '--lr=1e-3',
+          '--log=tensorboard')
     folder = tmp_path / 'out'
-    steps = {int(p.name[5:]) for p in folder.glob('step_*')}
-    best = int(checkpoint.pointer(folder, 'best')[5:])
-    assert {4, 6, best} <= steps <= {4, 6, best}
-    meta = checkpoint.read(checkpoint.find(folder), 'meta.json')
-    assert meta['best'] == min(float(v) for v in [checkpoint.read(str(folder / checkpoint.step_name(best)), 'meta.json')['best']])
+    losses = {row['step']: row['val/loss'] for row in read_logs(folder / 'logs.json.txt') if 'val/loss' in row}
+    assert losses.keys() == {0, 2, 4, 6}
+    best = min((2, 4, 6), key=losses.get)                    # an untrained model is no candidate
+    assert checkpoint.pointer(folder, 'best') == checkpoint.step_name(best)
+    assert {int(p.name[5:]) for p in folder.glob('step_*')} == {4, 6, best}
+    assert checkpoint.read(checkpoint.find(folder), 'meta.json')['best'] == losses[best]
     assert list((folder / 'tensorboard').iterdir())
-    final, averaged = (load_file(folder / 'step_0000006' / f) for f in ('model.safetensors', 'ema.safetensors'))
-    assert not torch.equal(final['final_layer.linear.weight'], averaged['final_layer.linear.weight'])
-    assert torch.equal(final['action_mean'], averaged['action_mean'])
+
+
+@pytest.mark.parametrize('flags, decays', [
+    (['--ema_decay=0.25'], [1 / 10, 2 / 11, 3 / 12, 0.25]),
+    (['--ema_decay=0.6', '--ema_power=0.75'], [0, 1 - 2 ** -0.75, 1 - 3 ** -0.75, 0.6])])
+def test_averaged_weights_follow_their_formula(train, tmp_path, flags, decays):
+    """The average starts at the initial weights (seeded), then ema <- d ema + (1 - d) weights after each step."""
+    train('--max_steps=4', '--save_every=1', '--keep=0', '--lr=1e-2', '--seed=5', '--val_every=2', *flags)
+    raw, _ = checkpoint.load(tmp_path / 'out')
+    torch.manual_seed(5)
+    expected = dict(nanowm.Model(raw.cfg).named_parameters())
+    for step, decay in enumerate(decays, 1):
+        weights, averaged = (load_file(tmp_path / 'out' / checkpoint.step_name(step) / f'{name}.safetensors')
+                             for name in ('model', 'ema'))
+        expected = {key: decay * value + (1 - decay) * weights[key] for key, value in expected.items()}
+        for key, value in expected.items(): assert torch.allclose(averaged[key], value, atol=1e-6), (step, key)
+        assert averaged.keys() == weights.keys() and torch.equal(averaged['action_mean'], weights['action_mean'])
+    assert not torch.allclose(averaged['final_layer.linear.weight'], weights['final_layer.linear.weight'], atol=1e-4)
+
+
+def test_validation_uses_the_averaged_weights(train, tmp_path, data_dir):
+    """val/loss is that of the checkpoint as load() gives it back, on the batches and the noise that it documents."""
+    train('--max_steps=3', '--lr=1e-2', '--ema_decay=0.9', '--val_batches=2')
+    logged = read_logs(tmp_path / 'out' / 'logs.json.txt')[-1]['val/loss']
+    values = []
+    for ema in (True, False):
+        model, meta = checkpoint.load(tmp_path / 'out', ema=ema)
+        store, total = Store(f'{data_dir}/tiny_pixels', 'val', nanowm.windows(model.cfg)), 0
+        for i in range(2):
+            torch.manual_seed(int(seed_of(0, i, 0)))
+            with torch.no_grad(): total += model(store.batch(i, 4, 0))['loss'].item() / 2
+        values.append(total)
+    assert logged == pytest.approx(values[0], abs=1e-6) and abs(values[0] - values[1]) > 1e-5
+
+
+def seed_of(*key):
+    import numpy as np
+    return np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)
 
 
 def test_statistics_reach_the_checkpoint(train, tmp_path, data_dir):
@@ -213,20 +297,18 @@ def test_statistics_reach_the_checkpoint(train, tmp_path, data_dir):
     assert model.action_std.tolist() == pytest.approx(stats['std'], rel=1e-6)
 
 
+def test_lr_schedule_closed_form(train, tmp_path):
+    train('--max_steps=6', '--warmup_steps=2', '--lr_schedule=cosine', '--lr=1e-2', '--min_lr=1e-3', '--val_every=100')
+    got = [row['train/lr'] for row in read_logs(tmp_path / 'out' / 'logs.json.txt') if 'train/lr' in row]
+    cosine = [1e-3 + 9e-3 * 0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(4)]
+    assert got == pytest.approx([5e-3, 1e-2, *cosine])
+
+
 def test_imports_stay_light():
     """--help and `import nanowm` start no compiler, no environment, no image or tracker package."""
     heavy = ('torch._dynamo', 'minihack', 'nle', 'gymnasium', 'imageio', 'PIL', 'tensorboard', 'matplotlib', 'wandb')
-    code = 'import sys\nsys.argv = ["train.py", "--help"]\n{}\nbad = [m for m in %r if m in sys.modules]\n' \
-        'print("heavy:", bad, file=sys.stderr); sys.exit(0)' % (heavy,)
-    for action in ('import nanowm', 'import runpy\ntry: runpy.run_path("train.py")\nexcept SystemExit as e: assert not e.code'):
-        _, errors = run('-c', code.format(action))
-        assert errors.strip() == 'heavy: []', errors
-
-
-def test_lr_schedule_closed_form(train):
-    out, _ = train('--max_steps=6', '--warmup_steps=2', '--lr_schedule=cosine', '--lr=1e-2', '--min_lr=1e-3', '--val_every=100')
-    got = [float(v) for v in re.findall(r'lr ([\d.e-]+)', out)]
-    expected = [5e-3, 1e-2] + [1e-3 + 9e-3 * 0.5 * (1 + np.cos(np.pi * i / 4)) for i in range(4)]
-    assert got == pytest.approx(expected, rel=0.06)            # printed with two digits
-
-
+    look = f'\nprint("heavy:", [m for m in {heavy} if m in sys.modules], file=sys.stderr)'
+    ask = 'import runpy\nsys.argv = ["train.py", "--help"]\n' \
+        'try: runpy.run_path("train.py")\nexcept SystemExit as e: assert not e.code'
+    for process in [start('-c', 'import sys\n' + code + look) for code in ('import nanowm', ask)]:
+        assert finish(process)[1].strip() == 'heavy: []'
