@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,7 @@ def write_text(path, text):
         f.write(text)
     sync(path + '.tmp')
     os.replace(path + '.tmp', path)
+    sync(os.path.dirname(path) or '.')
 
 
 def save(out_dir, step, weights, ema, state, meta, best=False, keep=3, keep_every=0):
@@ -50,13 +52,12 @@ def save(out_dir, step, weights, ema, state, meta, best=False, keep=3, keep_ever
     """
     name = step_name(step)
     tmp, final = os.path.join(out_dir, 'tmp.' + name), os.path.join(out_dir, name)
+    files = {'model': weights} | ({'ema': ema} if ema else {})
+    files = {k: {key: t.detach().cpu().contiguous() for key, t in tensors.items()} for k, tensors in files.items()}
     try:
         shutil.rmtree(tmp, ignore_errors=True)                       # left behind by a kill
         os.makedirs(tmp)
-        for file, tensors in (('model', weights), ('ema', ema)):
-            if tensors is not None:
-                tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-                save_file(tensors, os.path.join(tmp, file + '.safetensors'))
+        for file, tensors in files.items(): save_file(tensors, os.path.join(tmp, file + '.safetensors'))
         torch.save(state, os.path.join(tmp, 'state.pt'))
         write_text(os.path.join(tmp, 'meta.json'), json.dumps(meta, indent=1))
         for file in os.listdir(tmp): sync(os.path.join(tmp, file))
@@ -99,13 +100,13 @@ def find(path, which='latest'):
 
 
 def read(folder, file):
-    """One .safetensors or .json file of a step folder, or exit with one line."""
+    """One file of a step folder, tensors on the CPU, or exit with one line."""
     path = os.path.join(folder, file)
     try:
         if file.endswith('.json'):
             with open(path) as f: return json.load(f)
-        return load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
+        return torch.load(path, map_location='cpu', weights_only=True) if file.endswith('.pt') else load_file(path)
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         sys.exit(f'cannot read {path}: {error}; take another checkpoint of this run')
 
 

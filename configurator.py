@@ -5,8 +5,9 @@ All keys of a run in one flat dict; a script's own globals are its keys and thei
     config = configure(globals())    # once, right after the keys; writes the script's own ones back
 
 Layers, later wins: script globals < the model's Config < facts of the dataset < config files, left to right < flags.
-Keys are plain values without a leading '_'. Config files are exec'd Python in a namespace of their own; to inherit, one
-starts with `exec(open('config/base.py').read())`. All problems are reported at once, each with its place; exit code 2.
+Keys are plain values with a lower-case name that does not start with '_'. Config files are exec'd Python in a namespace
+of their own; to inherit, one starts with `exec(open('config/base.py').read())`. All problems are reported at once, each
+with its place; exit code 2.
 """
 import ast
 import difflib
@@ -28,7 +29,7 @@ def configure(g, argv=None, script=None):
     problems, layers, meta, M, theirs = [], [], '', None, {}
     for kind, what in read_argv(argv, problems):         # files first, so that flags win wherever they stand
         layers += run_file(what, problems) if kind == 'file' else [what]
-    own = {key: value for key, value in g.items() if key[0] != '_' and type(value) in PLAIN}
+    own = {key: value for key, value in g.items() if is_key(key) and type(value) in PLAIN}
     wanted = own | {key: value for key, value, _ in layers}          # unchecked: which model to import, which data
 
     if 'model' in own:                                   # train.py; sample.py and eval.py ask the checkpoint
@@ -107,7 +108,7 @@ def run_file(path, problems):
         problems.append(f"{path}:{line}: {type(e).__name__}: {' '.join(str(e).split())}")
     places = {key: f'{path}:{line}' for key, line in lines.items()}
     return [(key, value, places.get(key, f'{path}, inherited')) for key, value in names.items()
-            if key[0] != '_' and (type(value) in PLAIN or key in places)]          # imports and functions are no keys
+            if is_key(key) and (type(value) in PLAIN or key in places)]          # imports and functions are no keys
 
 
 def read_flag(text, default):
@@ -119,6 +120,9 @@ def read_flag(text, default):
     if text.lower() in WORDS: return WORDS[text.lower()]
     try: return ast.literal_eval(text)
     except Exception: return text        # it has five exceptions for 'not a literal'; all of them mean text
+
+
+def is_key(name): return name[0] != '_' and name == name.lower()     # CAPITALS are constants
 
 
 def is_free(default): return default is None or default == 'auto'    # these defaults take any plain value

@@ -44,7 +44,7 @@ def video(model, folder, n_clips=512, n_context=0, horizon=0, sample_steps=0, sa
     Predict `horizon` frames after `n_context` true ones; score only those, against the raw frames of the val split.
       psnr, ssim      mean over frames (the published definition); *_copy, *_shuffled: the two other predictors
       psnr_moving     10 log10(1 / MSE), MSE pooled over the frames that differ from the last context frame, unrounded;
-                      still frames would drown the rest, because copying scores 80 dB on them
+                      still frames would drown the rest, because copying scores 80 dB on them; None if nothing moves
       gain_*          psnr_moving minus that of the other predictor, in dB
       *_ci            95 % interval, bootstrap over episodes
       curve           psnr_moving of all three predictors, and the share of moving frames, for each predicted step
@@ -64,7 +64,7 @@ def video(model, folder, n_clips=512, n_context=0, horizon=0, sample_steps=0, sa
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.choice(len(store), min(n_clips, len(store)), replace=False))
     if len(ids) < 2:
-        sys.exit(f'{folder}/val holds {len(ids)} clip of {length * k} frames; shuffling actions takes two')
+        sys.exit(f'{folder}/val holds one clip of {(length - 1) * k + 1} frames; to shuffle actions takes two')
     cycle = rng.permutation(len(ids))            # clip cycle[i] gets the actions of cycle[i+1], so none gets its own
     donor = np.empty_like(ids)
     donor[cycle] = ids[np.roll(cycle, -1)]
@@ -93,15 +93,14 @@ def video(model, folder, n_clips=512, n_context=0, horizon=0, sample_steps=0, sa
     rows = np.concatenate([r for _, r in sorted(rows, key=lambda r: r[0])])
     return summary(rows, store.locate(ids)[0], seed) | dict(
         n_clips=len(ids), n_context=n_context, horizon=horizon, sample_steps=sample_steps or cfg.sample_steps,
-        sampling=sampling or cfg.sampling, seed=seed)
+        sampling=sampling or cfg.sampling, batch_size=batch_size, seed=seed)
 
 
 def summary(rows, episode, seed):
     """rows (clips, horizon, 10): moving, then squared error, dB, ssim of model, copy, shuffled; episode (clips,)."""
     def pooled(r, who):                                          # dB of the squared error pooled over moving frames
-        moving = r[..., 0]
-        total = (r[..., 1 + 3 * who] * moving).sum((0, 1)) / np.maximum(moving.sum((0, 1)), 1)
-        return -10 * np.log10(np.maximum(total, 1e-8))
+        moving = r[..., 0].sum()
+        return -10 * np.log10(max((r[..., 1 + 3 * who] * r[..., 0]).sum() / moving, 1e-8)) if moving else np.nan
 
     def statistics(r):
         result = {}
@@ -112,15 +111,22 @@ def summary(rows, episode, seed):
         result['gain_over_shuffled'] = result['psnr_moving'] - result['psnr_moving_shuffled']
         return result
 
-    result = {name: float(value) for name, value in statistics(rows).items()}
+    result = statistics(rows)
     low, high = bootstrap(rows, episode, lambda r: np.array(list(statistics(r).values())), seed=seed)
     for i, name in enumerate(list(result)):
-        result[name + '_ci'] = [float(low[i]), float(high[i])]
+        result[name + '_ci'] = [low[i], high[i]]
     steps = range(rows.shape[1])
-    curve = {name: [float(pooled(rows[:, h:h + 1], who)) for h in steps] for who, name in
+    curve = {name: [pooled(rows[:, h:h + 1], who) for h in steps] for who, name in
              enumerate(('model', 'copy', 'shuffled'))}
-    curve['moving'] = [float(rows[:, h, 0].mean()) for h in steps]
-    return result | dict(curve=curve, n_moving=int(rows[..., 0].sum()), n_episodes=len(set(episode.tolist())))
+    curve['moving'] = [rows[:, h, 0].mean() for h in steps]
+    return plain(result | dict(curve=curve, n_moving=int(rows[..., 0].sum()), n_episodes=len(set(episode.tolist()))))
+
+
+def plain(x):
+    """Numpy numbers -> Python's, and None for nan, which JSON does not know."""
+    if isinstance(x, dict): return {key: plain(value) for key, value in x.items()}
+    if isinstance(x, list): return [plain(value) for value in x]
+    return x if isinstance(x, int) else float(x) if np.isfinite(x) else None
 
 
 EVALUATORS = {'video': video}
@@ -136,8 +142,13 @@ if __name__ == '__main__':
         sys.exit(f'--protocol={protocol}: {meta["model"]} is judged by {", ".join(known)}')
     started, name = time.time(), protocol or known[0]
     folder = os.path.join(meta['config']['data_dir'], meta['config']['dataset'])
-    result = EVALUATORS[name](model, folder, n_clips, n_context, horizon, sample_steps, sampling, batch_size, seed,
-                              quiet=False)
+    if out:
+        os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)      # complain before the work
+    try:
+        result = EVALUATORS[name](model, folder, n_clips=n_clips, n_context=n_context, horizon=horizon, seed=seed,
+                                  sample_steps=sample_steps, sampling=sampling, batch_size=batch_size, quiet=False)
+    except (AssertionError, KeyError) as error:          # an impossible key; the assert says which and why
+        sys.exit(f'{name} protocol: {error}')
     source = dict(protocol=name, checkpoint=ckpt, step=meta['step'], ema=ema, dataset=meta['config']['dataset'],
                   data_sha=meta['data_sha'][:12])
     line = json.dumps(source | result | dict(seconds=round(time.time() - started, 1)))

@@ -21,10 +21,12 @@ def scalar(value):
     return value
 
 
-def make_logger(kind, out_dir, run, config, run_id='', step=None):
-    """kind '' | 'tensorboard'; run names the run for people, run_id for the tracker (keep it in the checkpoint, hand it
-    back on resume). step: where a resumed run goes on; points of the earlier process from there on disappear.
-    -> .log({name: scalar}, step), .close(), .run_id. Unknown kind or missing package: one line, exit code 2."""
+def make_logger(kind, out_dir, run, config, step=None):
+    """
+    kind '' | 'tensorboard'; run is its name for people. step: where a resumed run goes on; what the earlier process
+    drew from there on disappears. -> .log({name: scalar}, step), .close(). Unknown kind or missing package: one line,
+    exit code 2.
+    """
     send, finish = (lambda row, step: None), (lambda: None)
     if kind not in ('', 'tensorboard'):
         print(f"log = {kind!r}: this release knows '' and 'tensorboard'", file=sys.stderr)
@@ -56,7 +58,7 @@ def make_logger(kind, out_dir, run, config, run_id='', step=None):
         file.close()
         finish()
 
-    return SimpleNamespace(log=log, close=close, run_id=run_id or run)
+    return SimpleNamespace(log=log, close=close)
 
 
 def read_logs(path):

@@ -11,16 +11,17 @@ forcing (Chen et al. 2024: every frame has its own noise level), v-prediction (S
              x0_hat, eps_hat from net;  x <- alpha' x0_hat + sigma' eps_hat      (DDIM; for flow this line is Euler)
 
 Shapes: x (B, F, C, H, W) latents or pixels; t (B, F); action (B, F, k*A), k raw actions of A numbers per model frame;
-P = (H/p)(W/p) patches of a frame. action[:, f] is taken at frame f and leads to frame f+1. Temporal attention is causal
-and all else works inside one frame, so frame f never sees frames after it.
+P = (H/p)(W/p) patches of a frame; h hidden width, nh heads, hs head width. (In code the number of frames is n: F is
+torch's.) action[:, f] is taken at frame f and leads to frame f+1. Temporal attention is causal and all else works
+inside one frame, so frame f never sees frames after it.
 
 Read first `Model.forward` (training), then `Model.denoise` and `Model.rollout` (dreaming), then `Block` (the network).
 
 Where we depart from the authors' code (our defaults still are its published settings):
 - cross_attention: they start gate and projection at zero, so neither ever gets a gradient; we zero the projection only.
-- modulation is computed once per frame and broadcast to its patches: the same numbers, 15 % fewer FLOPs.
+- modulation is computed once per frame and broadcast to its patches: the same numbers, 15 (adaln: 26) % fewer FLOPs.
 - 1..num_frames frames and rectangular grids work; `p_noise`, `context_t`, `context_loss` are ours, for short runs.
-It should reach: 158,598,160 parameters at B/2 with 7-D actions; 23.07 dB on RT-1 after 50k steps (published).
+It should reach (published): 158,598,160 parameters at B/2 with 7-D actions; RT-1 23.07 dB in 50k steps, 24.36 in 300k.
 """
 import math
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Config:
     action_dim: int = 7           # numbers per raw action
     frame_skip: int = 1           # raw frames (and raw actions) per model frame, k
     num_frames: int = 4           # longest window the model can see
-    n_context: int = 1            # leading frames that are given when sampling
+    n_context: int = 1            # leading frames that are given when sampling; training: see p_noise to context_loss
     depth: int = 12               # blocks; even ones attend in space, odd ones in time
     hidden: int = 768             # token width
     heads: int = 12               # attention heads, hidden // heads wide
@@ -63,6 +64,26 @@ class Config:
     sample_steps: int = 250       # denoising steps per frame
 
 
+def check(cfg):
+    """Stop before an impossible model is built, with the numbers and the way out."""
+    choices = {'input': ('latent', 'video'), 'pred': ('v', 'x', 'eps', 'flow'), 'schedule': ('cosine', 'linear'),
+               'injection': ('additive', 'adaln_fuse', 'adaln', 'film', 'cross_attention'),
+               't_sampling': ('logit_normal', 'uniform'), 'snr_form': ('published', 'paper'),
+               'sampling': ('full_sequence', 'pyramid', 'sequential')}
+    for key, allowed in choices.items():
+        assert getattr(cfg, key) in allowed, f'{key} = {getattr(cfg, key)!r}: choose one of {", ".join(allowed)}'
+    for key, low, high in (('n_context', 1, cfg.num_frames - 1), ('sample_steps', 1, cfg.timesteps), ('p_noise', 0, 1),
+                           ('context_t', 0, cfg.timesteps - 1), ('history_level', -1, 1), ('frame_skip', 1, math.inf)):
+        assert low <= getattr(cfg, key) <= high, f'{key} = {getattr(cfg, key)}: must lie in {low}..{high}'
+    for side in ('height', 'width'):
+        assert getattr(cfg, side) % cfg.patch == 0, f'{side} = {getattr(cfg, side)}: no multiple of patch = {cfg.patch}'
+    assert cfg.hidden % (4 * cfg.heads) == 0, \
+        f'hidden = {cfg.hidden}: must be a multiple of 4 * heads = {4 * cfg.heads}, 2-D RoPE quarters a head'
+    assert cfg.depth % 2 == 0, f'depth = {cfg.depth}: blocks come in space/time pairs, make it even'
+    assert not (cfg.pred == 'eps' and cfg.ztsnr), \
+        'pred = eps divides by alpha, which ztsnr makes 0 at t = T-1; set ztsnr = False (published: schedule = linear)'
+
+
 def windows(cfg):
     """Which frames of which key one training sample needs: {key: range of frame offsets}."""
     k, n = cfg.frame_skip, cfg.num_frames
@@ -76,16 +97,15 @@ def noise_schedule(pred, schedule, ztsnr, T):
     alpha, sigma (T + 1,) float32: entry t + 1 belongs to level t, entry 0 to t = -1, the clean frame (1 and 0).
     Computed in float64: 1 - alpha^2 loses three digits near t = 0 otherwise.
     """
-    u = torch.arange(T + 1, dtype=torch.float64, device='cpu') / T
+    u = torch.arange(T + 1, dtype=torch.float64, device='cpu') / T   # (T+1,) = (t+1)/T; real numbers on meta models too
     if pred == 'flow':
-        alpha = 1 - u                                                # tau = 1 - (t+1)/T; already 1 at t = -1
-        return alpha.float(), u.float()
+        return (1 - u).float(), u.float()                            # the straight line, clean at t = -1
     if schedule == 'cosine':                                         # Nichol & Dhariwal 2021
         f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-        beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+        beta = 1 - f[1:] / f[:-1]                                    # (T,)
     else:                                                            # linear, Ho et al. 2020
         beta = torch.linspace(1e-4, 0.02, T, dtype=torch.float64, device='cpu') * (1000 / T)
-    s = (1 - beta).cumprod(0).sqrt()                                 # sqrt(alpha_bar)
+    s = (1 - beta.clamp(max=0.999)).cumprod(0).sqrt()                # (T,) sqrt(alpha_bar)
     if ztsnr:                                                        # shift the last to 0, keep the first
         s = (s - s[-1]) * s[0] / (s[0] - s[-1])
     alpha = torch.cat([torch.ones_like(s[:1]), s])
@@ -98,7 +118,7 @@ def target_of(pred, x0, eps, alpha, sigma):
 
 
 def estimates(pred, out, x, alpha, sigma):
-    """The network's output -> (x0_hat, eps_hat). alpha is floored at 1e-4: with ztsnr it is 0 at t = T-1."""
+    """The network's output -> (x0_hat, eps_hat). The floor under alpha is the published one; eps divides by alpha."""
     if pred == 'flow':
         return x + sigma * out, x - alpha * out
     floor = alpha.clamp(min=1e-4)
@@ -107,7 +127,7 @@ def estimates(pred, out, x, alpha, sigma):
 
 
 def ddim_step(x0, eps, alpha, sigma, alpha_next, sigma_next, eta=0.0, z=None):
-    """One step of Song et al. 2020, eq. 12. eta = 0 is deterministic, eta = 1 ancestral with fresh noise z."""
+    """One step of Song et al. 2020, eq. 12. eta = 0 is deterministic (all of flow), 1 ancestral with fresh noise z."""
     if eta == 0:
         return alpha_next * x0 + sigma_next * eps
     s = eta * sigma_next / sigma.clamp(min=1e-8) * (1 - (alpha / alpha_next.clamp(min=1e-4)) ** 2).clamp(min=0).sqrt()
@@ -129,12 +149,13 @@ def scheduling_matrix(mode, n, steps, T):
     """
     Levels t of n new frames, (rows, n) int64, -1 = clean. Row to row is one network call. Column k runs down the same
     grid T-1 ... -1, but starts k * delay rows later: delay 0 denoises all frames at once, 1 makes a staircase
-    (pyramid), `steps` finishes a frame before the next begins (sequential).
+    (pyramid), `steps` finishes a frame before the next begins. sequential, n = 2, steps = 2, T = 1000:
+    [999 999] [499 999] [-1 999] [-1 499] [-1 -1]
     """
     assert 1 <= steps <= T, f'sample_steps = {steps}: must lie in 1..timesteps = {T}'
     delay = {'full_sequence': 0, 'pyramid': 1, 'sequential': steps}[mode]
-    row = torch.arange(steps + delay * (n - 1) + 1)[:, None] - delay * torch.arange(n)
-    return (steps - row).clamp(0, steps) * T // steps - 1
+    done = torch.arange(steps + delay * (n - 1) + 1)[:, None] - delay * torch.arange(n)     # steps behind each frame
+    return (steps - done).clamp(0, steps) * T // steps - 1
 
 
 # ---- the network, smallest piece first ----
@@ -182,7 +203,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(cfg.hidden // cfg.heads)
 
     def forward(self, x, rope, causal, past=None):
-        """x (B, N, h); past = (k, v) of earlier tokens -> output (B, N, h) and the (k, v) of these N tokens."""
+        """x (B, N, h); past = (k, v) of earlier tokens -> output (B, N, h) and the rotated (k, v) of these N tokens."""
         B, N, h = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)   # each (B, nh, N, hs)
         q, k = apply_rope(self.q_norm(q), rope), apply_rope(self.k_norm(k), rope)
@@ -262,10 +283,10 @@ class Block(nn.Module):
             x = x + a
         if self.injection == 'adaln_fuse':
             c = c + a
-        m = self.adaLN_modulation(c)                                 # (B, F, 1, 6h)
+        mod = self.adaLN_modulation(c)                               # (B, F, 1, 6h)
         if self.injection == 'adaln':
-            m = m + self.action_adaLN_modulation(a)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = m.chunk(6, -1)
+            mod = mod + self.action_adaLN_modulation(a)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = mod.chunk(6, -1)      # for attention, for the MLP
         y, new = self.attn(self.fold(modulate(x, shift_a, scale_a)), rope, self.time, past)
         x = x + gate_a * self.unfold(y, x)
         if self.injection == 'film':
@@ -273,22 +294,24 @@ class Block(nn.Module):
             x = (1 + gamma) * x + beta
         x = x + gate_m * self.mlp(modulate(x, shift_m, scale_m))
         if self.injection == 'cross_attention':
-            P = x.shape[2]
-            context = e.expand(-1, -1, P, -1).transpose(1, 2).flatten(0, 1) if self.time else a.flatten(0, 1)
-            y = self.cross_attn(self.fold(modulate(x, 0, 0)), context, self.time)    # space: one token, so a projection
+            if self.time:
+                context = self.fold(e.expand(-1, -1, x.shape[2], -1))                  # (B*P, F', h)
+            else:
+                context = a.flatten(0, 1)                                              # (B*F, 1, h): a single token
+            y = self.cross_attn(self.fold(modulate(x, 0, 0)), context, self.time)      # 0, 0: a plain LayerNorm
             x = x + self.cross_gate * self.unfold(y, x)
         return x, new
 
     def fold(self, x):                                               # (B, F, P, h) -> sequences of patches or frames
         return x.transpose(1, 2).flatten(0, 1) if self.time else x.flatten(0, 1)
 
-    def unfold(self, y, like):
+    def unfold(self, y, like):                                       # and back to the shape of `like`
         B, n, P, h = like.shape
         return y.view(B, P, n, h).transpose(1, 2) if self.time else y.view(B, n, P, h)
 
 
 class Embedder(nn.Module):
-    """Linear-SiLU-Linear: for the sinusoids of t and for the actions."""
+    """Linear-SiLU-Linear: for the sinusoids of t and for the actions. A class for the sake of the published keys."""
 
     def __init__(self, n_in, hidden):
         super().__init__()
@@ -349,7 +372,7 @@ class Model(nn.Module):
         self.init_weights()
 
     def init_weights(self):
-        """Zero modulation and zero output layer: every block starts as the identity, the first output is 0."""
+        """Zero modulation and output layer: at first blocks add nothing (but the action), and the output is 0."""
         for m in self.modules():
             if isinstance(m, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(m.weight.view(m.weight.shape[0], -1))
@@ -367,7 +390,8 @@ class Model(nn.Module):
         action (B, >= start+F-1, k*A), normalised, of the window from its frame 0 on; what is taken at the last frame
         or later is not looked at. -> (B, F, C, H, W).
         kv: temporal keys and values of the frames before `start`, one (k, v) per temporal block, or [] when there are
-        none; then returns (output, the same list for these frames), ready to be concatenated by the caller.
+        none; then returns (output, the same list for these frames) for the caller to concatenate. So a sampler can keep
+        what finished frames computed; ours does not yet.
         """
         B, n = x.shape[:2]
         assert start + n <= self.cfg.num_frames, \
@@ -380,7 +404,7 @@ class Model(nn.Module):
         x = self.x_embedder(x) + self.pos_embed                      # (B, F, P, h)
         rope_time, new = self.rope_time[:, start:start + n], []
         for i, block in enumerate(self.blocks):
-            if i == 1:
+            if i == 1:                                               # once, before the first block in time
                 x = x + self.temp_embed[:, start:start + n, None]
             past = kv[i // 2] if kv and block.time else None
             x, pair = block(x, c, e, rope_time if block.time else self.rope_space, past)
@@ -410,9 +434,11 @@ class Model(nn.Module):
 
     def fold_action(self, action):
         """Raw actions (B, n*k, A) or already folded (B, n, k*A) -> normalised (B, n, k*A)."""
-        a = action.float().reshape(action.shape[0], -1, self.cfg.action_dim)
-        a = (a - self.action_mean) / self.action_std
-        return a.reshape(a.shape[0], -1, self.cfg.frame_skip * self.cfg.action_dim)
+        A, kA = self.cfg.action_dim, self.cfg.frame_skip * self.cfg.action_dim
+        assert action.shape[-1] in (A, kA), f'actions of {action.shape[-1]} numbers; give {A} (raw) or {kA} (folded)'
+        B, n = action.shape[0], action[0].numel() // kA
+        a = (action.float().reshape(B, -1, A) - self.action_mean) / self.action_std
+        return a.reshape(B, n, kA)
 
     # ---- training ----
 
@@ -451,7 +477,7 @@ class Model(nn.Module):
         """x0, eps (B, F, C, H, W); action (B, F, k*A) normalised; t (B, F) -> weighted loss (B,), plain mse (B,)."""
         cfg = self.cfg
         alpha, sigma = self.levels(t)
-        out = self.net(alpha * x0 + sigma * eps, t, action).float()
+        out = self.net(self.q_sample(x0, t, eps), t, action).float()
         error = (out - target_of(cfg.pred, x0, eps, alpha, sigma)).pow(2).mean((2, 3, 4))            # (B, F)
         weight = snr_weight(cfg.snr_form, cfg.pred, self.alpha[t + 1], self.sigma[t + 1], cfg.snr_gamma)
         if not cfg.context_loss:
@@ -497,15 +523,17 @@ class Model(nn.Module):
         context: video (B, H, h, w, C) or latent (B, H, C, h, w), with action (B, H-1, k*A) between these frames;
         action (B, N, K, k*A) raw: action[:, :, 0] is taken at the last context frame. -> the new frames (B, N, K, ...).
         history: frames of context per window (default num_frames - stride); stride: new frames per window.
-        noise (B, K, C, h, w): initial noise, shared by the N futures so that only actions tell them apart.
-        progress: wraps the range of windows, for a bar.
+        noise (B, K, C, h, w), model units: initial noise, shared by the N futures so that only actions tell them apart.
+        progress: wraps the range of windows, e.g. in a tqdm bar.
         """
         cfg = self.cfg
+        assert 1 <= stride < cfg.num_frames, f'stride = {stride}: must lie in 1..{cfg.num_frames - 1}, num_frames - 1'
         history = history or cfg.num_frames - stride
         assert 1 <= history <= cfg.num_frames - stride, \
             f'history {history} + stride {stride} frames, but the model sees num_frames = {cfg.num_frames}'
-        x = self.encode(context)
-        (B, H, *shape), (N, K) = x.shape, action.shape[1:3]
+        x = self.encode(context)                                     # (B, H, C, h, w)
+        B, H, *shape = x.shape
+        N, K = action.shape[1:3]
         draw = dict(generator=generator, device=x.device)
         noise = torch.randn(B, K, *shape, **draw) if noise is None else noise
         renoise = torch.randn(B, H + K, *shape, **draw)              # one draw per frame, kept while it is context
@@ -523,6 +551,7 @@ class Model(nn.Module):
                 past = self.q_sample(past, torch.full(past.shape[:2], t, device=x.device), renoise[:, lo:last])
             rows = scheduling_matrix(sampling or cfg.sampling, n, sample_steps or cfg.sample_steps, cfg.timesteps)
             window = torch.cat([past, noise[:, first:first + n]], 1)
+            # the action before the window is left out: training has none there either
             new = self.denoise(window, a[:, lo:last + n - 1], rows, last - lo, t, eta, generator)[:, last - lo:]
             x = torch.cat([x, new], 1)
         return {cfg.input: self.decode(x[:, H:]).unflatten(0, (B, N))}
@@ -549,25 +578,6 @@ class Model(nn.Module):
             token += cfg.depth * 2 * h * h + cfg.depth // 2 * (2 * h * h + 2 * h * (1 + n))
             frame += cfg.depth // 2 * 2 * h * h
         return 3 * 2 * n * (P * token + frame)
-
-
-def check(cfg):
-    """Stop before an impossible model is built, with the numbers and the way out."""
-    choices = {'input': ('latent', 'video'), 'pred': ('v', 'x', 'eps', 'flow'), 'schedule': ('cosine', 'linear'),
-               'injection': ('additive', 'adaln_fuse', 'adaln', 'film', 'cross_attention'),
-               't_sampling': ('logit_normal', 'uniform'), 'snr_form': ('published', 'paper'),
-               'sampling': ('full_sequence', 'pyramid', 'sequential')}
-    for key, allowed in choices.items():
-        assert getattr(cfg, key) in allowed, f'{key} = {getattr(cfg, key)!r}: choose one of {", ".join(allowed)}'
-    for side in ('height', 'width'):
-        assert getattr(cfg, side) % cfg.patch == 0, f'{side} = {getattr(cfg, side)} does not split into {cfg.patch=}'
-    assert cfg.hidden % (4 * cfg.heads) == 0, \
-        f'hidden = {cfg.hidden} over {cfg.heads} heads: 2-D RoPE wants a head width divisible by 4'
-    assert cfg.depth % 2 == 0, f'depth = {cfg.depth}: blocks come in space/time pairs, make it even'
-    assert not (cfg.pred == 'eps' and cfg.ztsnr), \
-        'pred = eps divides by alpha, which ztsnr makes 0 at t = T-1; set ztsnr = False (published: schedule = linear)'
-    assert cfg.n_context < cfg.num_frames, \
-        f'n_context = {cfg.n_context} leaves none of num_frames = {cfg.num_frames} to predict'
 
 
 if __name__ == '__main__':   # lesson zero: the whole life of a model in seconds on a CPU

@@ -98,17 +98,19 @@ if __name__ == '__main__':
     cfg = model.cfg
     if cfg.input != 'video':
         sys.exit(f'this model dreams {cfg.input}s; decoding them to pixels needs vae.py, which is not there yet')
-    run = os.path.dirname(checkpoint.find(ckpt, which))
+    run = os.path.dirname(os.path.normpath(checkpoint.find(ckpt, which)))
     out = out or os.path.join(run, 'samples', checkpoint.step_name(meta['step']) + '.gif')
     if not out.endswith(('.gif', '.png')):
         sys.exit(f'--out={out}: write a .gif (moving) or a .png (film strip)')
+    if min(length, n_clips, stride) < 1:
+        sys.exit(f'{length=}, {n_clips=}, {stride=}: each must be at least 1')
     n_context, k = n_context or cfg.n_context, cfg.frame_skip
     T = n_context + length
     folder = os.path.join(meta['config']['data_dir'], meta['config']['dataset'])
     store = Store(folder, split, {'video': range(0, T * k, k), 'action': range(0, (T - 1) * k)})
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(store))
-    firsts = np.unique(store.locate(shuffled)[0], return_index=True)[1]                  # one clip per episode
+    firsts = np.unique(store.locate(shuffled)[0], return_index=True)[1]                  # one random clip per episode
     ids = shuffled[rng.permutation(firsts)[:n_clips]]
     batch = {key: value.to(device) for key, value in store.windows_at(ids).items()}
     generator = torch.Generator(device).manual_seed(seed)

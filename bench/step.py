@@ -33,6 +33,7 @@ injections = ('additive', 'adaln')    # for --compare
 compare = False               # per-frame vs per-patch modulation, forward + backward
 loader = False                # share of a step spent waiting for the prefetch thread
 reps = 7                      # timed repetitions per variant
+loader_steps = 20             # timed steps of --loader
 device = 'auto'               # auto = cuda if there is one, else cpu
 dtype = 'auto'                # float32 | bfloat16; auto = bfloat16 on cuda
 threads = 1                   # CPU threads
@@ -134,20 +135,22 @@ def compare_modulation(size, n, injection):
 
 
 def eager_and_compiled(size, n):
-    cfg, rows = config_of(size, n), []
-    eager, compiled = nanowm.Model(cfg).to(device), nanowm.Model(cfg).to(device)
-    compiled.compile()
-    data = make_batch(cfg, batch, device)
-    steps = {'eager': train_step(eager, data), 'compiled': train_step(compiled, data)}
-    took, peak = interleaved(steps), next((p for name, p in PEAK.items() if name in device_name()), 0)
+    cfg, rows, memory, steps = config_of(size, n), [], {}, {}
+    data, on_cuda = make_batch(cfg, batch, device), device.startswith('cuda')
+    for name in ('eager', 'compiled'):
+        if on_cuda: torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() if on_cuda else 0         # the other variant's weights and optimizer
+        model = nanowm.Model(cfg).to(device)
+        if name == 'compiled': model.compile(dynamic=False)
+        steps[name] = train_step(model, data)
+        for _ in range(2): timed(steps[name])
+        memory[name] = (torch.cuda.max_memory_allocated() - before) / 2 ** 30 if on_cuda else None
+    flops, took = batch * model.flops_per_sample(), interleaved(steps)
+    peak = next((p for name, p in PEAK.items() if name in device_name()), 0)
     for name, seconds in took.items():
-        if device.startswith('cuda'):
-            torch.cuda.reset_peak_memory_stats()
-            timed(steps[name])
         rows.append(dict(size=size, frames=n, batch=batch, mode=name, dtype=dtype, ms=seconds * 1e3,
-                         samples_per_s=batch / seconds, tflops=batch * eager.flops_per_sample() / seconds / 1e12,
-                         mfu=batch * eager.flops_per_sample() / seconds / peak if peak else None,
-                         memory_gib=torch.cuda.max_memory_allocated() / 2 ** 30 if device.startswith('cuda') else None))
+                         samples_per_s=batch / seconds, tflops=flops / seconds / 1e12,
+                         mfu=flops / seconds / peak if peak else None, memory_gib=memory[name]))
     return rows
 
 
@@ -160,17 +163,21 @@ def waiting_for_data(size, n):
         write(folder + '/set', random_episode, 16, seed=0, val='0.1', workers=1, command='bench/step.py',
               info={'source': 'noise', 'revision': '', 'fps': 1, 'units': {}})
         store = Store(folder + '/set', 'train', nanowm.windows(cfg))
-        batches, waits = Prefetch(lambda step: store.batch(step, batch, 0), 0, device), []
+        depth, waits = 4, []
+        batches = Prefetch(lambda step: store.batch(step, batch, 0), 0, device, depth)
 
         def next_batch():
             start = time.perf_counter()
             item = batches.next()
             waits.append(time.perf_counter() - start)
             return item
-        took = interleaved({'step': train_step(nanowm.Model(cfg).to(device), next_batch)})['step']
+        step = train_step(nanowm.Model(cfg).to(device), next_batch)
+        for _ in range(depth + 2): timed(step)               # what was fetched ahead proves nothing
+        waits.clear()
+        took = sum(timed(step) for _ in range(loader_steps))
         batches.close()
-    return dict(size=size, frames=n, batch=batch, ms=took * 1e3, waited_ms=median(waits) * 1e3,
-                in_model=1 - median(waits) / took)
+    return dict(size=size, frames=n, batch=batch, ms=took / loader_steps * 1e3,
+                waited_ms=sum(waits) / loader_steps * 1e3, in_model=1 - sum(waits) / took)
 
 
 def random_episode(i):

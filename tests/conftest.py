@@ -17,6 +17,7 @@ import torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.path.join(os.path.dirname(ROOT), 'shared')     # golden values of the originals, where somebody has them
 sys.path.insert(0, ROOT)
+torch.set_num_threads(1)       # our tensors are tiny: a second thread only waits, for minutes on a busy machine
 # a NanoWM that trains in milliseconds on tiny_pixels
 TINY = ['--hidden=32', '--heads=2', '--depth=2', '--patch=4', '--num_frames=2', '--batch_size=4', '--sample_steps=3',
         '--device=cpu', '--val_batches=1', '--log_every=1', '--warmup_steps=2']
@@ -59,19 +60,18 @@ def simulate(frame, actions):
 def script(name, *flags, code=0):
     """Run a script inside this process, seconds cheaper than a process of its own -> stdout, stderr."""
     out, err, ended = io.StringIO(), io.StringIO(), 0
-    before = sys.argv, os.getcwd(), torch.get_num_threads(), [signal.getsignal(s) for s in SIGNALS]
+    before = sys.argv, os.getcwd(), [signal.getsignal(s) for s in SIGNALS]
     sys.argv = [name, *map(str, flags)]
     os.chdir(ROOT)
-    torch.set_num_threads(1)                               # as in `start`: sums in another order would differ
     try:
         with redirect_stdout(out), redirect_stderr(err):
             runpy.run_path(os.path.join(ROOT, name), run_name='__main__')
     except SystemExit as stop:
         ended = stop.code or 0
     finally:
-        sys.argv, folder, threads, handlers = before
+        sys.argv, folder, handlers = before
         os.chdir(folder)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)                           # as in `start`: sums in another order would differ
         for s, handler in zip(SIGNALS, handlers): signal.signal(s, handler)
         gc.collect()                                       # the script's globals hold the lock of out_dir
     if isinstance(ended, str): ended = print(ended, file=err) or 1

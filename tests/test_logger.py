@@ -83,11 +83,6 @@ def test_missing_package_is_one_line(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "log = 'tensorboard' needs: pip install -e '.[log]'\n"
 
 
-def test_run_id(tmp_path):
-    assert make_logger('', tmp_path, 'toy', {}).run_id == 'toy'
-    assert make_logger('', tmp_path, 'toy', {}, run_id='a1').run_id == 'a1'
-
-
 def test_tensorboard_curves_go_on_after_a_resume(tmp_path):
     pytest.importorskip('tensorboard', reason='needs the extra [log]')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -1,0 +1,137 @@
+"""The scripts as a user starts them: train, dream, judge; and one line, no traceback, for what the user can mend."""
+import glob
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+from conftest import ROOT, finish, run, script, start
+
+import checkpoint
+
+PUBLISHED = sorted(os.path.basename(path) for path in glob.glob(os.path.join(ROOT, 'config', '*_[sbl]2.py')))
+
+
+@pytest.fixture(scope='module')
+def out_dir(data_dir, tmp_path_factory):
+    """A run of 3 steps of the tiny model, by the command line."""
+    from conftest import TINY
+    out = tmp_path_factory.mktemp('cli') / 'run'
+    said, _ = run('train.py', '--dataset=tiny_pixels', f'--data_dir={data_dir}', f'--out_dir={out}', *TINY,
+                  '--max_steps=3', '--ema_decay=0.9')
+    assert said.endswith(f'done: {out}\n') and re.search(r'^step 3/3 \| loss \d', said, re.M)
+    return str(out)
+
+
+def strict(text):
+    """The JSON lines of a text; NaN is not JSON."""
+    def refuse(word): raise AssertionError(f'{word} is not JSON')
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def test_train_sample_eval(out_dir, tmp_path):
+    """Everything from the checkpoint alone; the same command gives the same numbers and pictures in any process."""
+    gif, png = ['sample.py', f'--ckpt={out_dir}', '--length=5', '--n_clips=3'], f'--out={tmp_path}/new/x.png'
+    judge = ['eval.py', f'--ckpt={out_dir}', '--horizon=3', '--n_clips=12']
+    processes = [start(*gif), start(*gif, png), start(*judge, f'--out={tmp_path}/eval.json')]
+    (said, _), _, (line, _) = [finish(process) for process in processes]
+
+    path = f'{out_dir}/samples/step_0000003.gif'
+    assert said == f'{path}: 3 clips, 1 true frames, 5 dreamed; truth above, dream below\n'
+    moving, strip = imageio.imread(path), imageio.imread(tmp_path / 'new' / 'x.png')
+    height, width = 2 * 12 * 7 + 12 * 7 // 4 + 8, 16 * 7 + 8           # scale 7: 16 px -> 112; a margin of 4 around
+    assert moving.shape == (1 + 5, height, 3 * width, 3) and imageio.immeta(path)['duration'] == 250
+    assert strip.shape == (3 * height, (1 + 5) * width, 3)
+    assert not list((tmp_path / 'new').glob('*part*'))
+    script(*gif, f'--out={tmp_path}/again.png')
+    assert (tmp_path / 'again.png').read_bytes() == (tmp_path / 'new' / 'x.png').read_bytes()
+    script(*gif, '--seed=1', f'--out={tmp_path}/other.png')
+    assert (tmp_path / 'other.png').read_bytes() != (tmp_path / 'again.png').read_bytes()
+
+    assert (tmp_path / 'eval.json').read_text() == line
+    result, = strict(line)
+    for key in ('psnr', 'ssim', 'psnr_moving'):
+        for who in ('', '_copy', '_shuffled'):
+            low, high = result[f'{key}{who}_ci']
+            assert low <= result[key + who] <= high
+    for who in ('copy', 'shuffled'):
+        assert result[f'gain_over_{who}'] == pytest.approx(result['psnr_moving'] - result[f'psnr_moving_{who}'])
+    assert set(result['curve']) == {'model', 'copy', 'shuffled', 'moving'}
+    assert all(len(values) == 3 for values in result['curve'].values())
+    asked = dict(protocol='video', checkpoint=out_dir, step=3, ema=True, dataset='tiny_pixels', n_clips=12,
+                 n_context=1, horizon=3, sample_steps=3, sampling='sequential', seed=42)
+    assert {key: result[key] for key in asked} == asked
+    again, = strict(script(*judge)[0])
+    assert {**again, 'seconds': 0} == {**result, 'seconds': 0}
+    raw, = strict(script(*judge, '--ema=False')[0])
+    assert raw['psnr'] != result['psnr'] and raw['psnr_copy'] == result['psnr_copy']
+
+
+@pytest.mark.parametrize('args, code, words', [
+    (['eval.py'], 1, 'which checkpoint? --ckpt=OUT_DIR of a run'),
+    (['sample.py'], 1, 'which checkpoint? --ckpt=OUT_DIR of a run'),
+    (['eval.py', '--ckpt=nowhere'], 1, "no checkpoint in 'nowhere'"),
+    (['sample.py', '--ckpt=nowhere'], 1, "no checkpoint in 'nowhere'"),
+    (['eval.py', '--ckpt={out}', '--protocol=plan'], 1, '--protocol=plan: nanowm is judged by video'),
+    (['eval.py', '--ckpt={out}', '--hidden=64'], 2, "unknown key 'hidden' (--hidden)"),
+    (['eval.py', '--ckpt={out}', '--horizon=12'], 1, 'a window spans 13 frames, the longest of 4 episodes has 12'),
+    (['sample.py', '--ckpt={out}', '--length=12'], 1, 'a window spans 13 frames, the longest of 4 episodes has 12'),
+    (['sample.py', '--ckpt={out}', '--out=x.mp4'], 1, '--out=x.mp4: write a .gif (moving) or a .png (film strip)'),
+    (['sample.py', '--ckpt={out}', '--split=test'], 1, 'knows no test/episodes.npy'),
+    (['sample.py', '--ckpt', '{out}'], 2, 'write --ckpt='),
+    (['train.py', 'config/nosuch.py'], 2, 'config/nosuch.py:?: FileNotFoundError')])
+def test_user_mistakes_are_one_line(out_dir, args, code, words):
+    said, errors = script(*[arg.format(out=out_dir) for arg in args], code=code)
+    assert words in errors and len(errors.strip().splitlines()) == 1 and said == ''
+
+
+def test_all_published_configs_are_known(): assert len(PUBLISHED) == 9
+
+
+@pytest.mark.parametrize('config', PUBLISHED)
+def test_published_configs_name_the_missing_data(config, tmp_path):
+    """Their latents are not on this machine; nothing else is wrong with them."""
+    _, errors = script('train.py', f'config/{config}', f'--data_dir={tmp_path}', code=2)
+    found = re.fullmatch(rf'{tmp_path}/(\w+)_sd/meta.json not found; no prepare.py makes \1_sd yet: .*\n', errors)
+    assert found and found[1] == config[:-len('_b2.py')]
+
+
+@pytest.mark.parametrize('name', ('minihack', 'wall'))
+def test_toy_configs(name, tmp_path):
+    """Data of a few episodes, then config/*_cpu.py as it is but for 3 small steps, a dream and a score."""
+    prepare = ['data/minihack/prepare.py', '--moves=30'] if name == 'minihack' else ['data/wall/prepare.py']
+    run(*prepare, f'--out={tmp_path}/{name}_pixels', '--limit=8', '--val=0.5', '--workers=1')
+    config = 'config/minihack_wm_cpu.py' if name == 'minihack' else 'config/wall_cpu.py'
+    out = f'{tmp_path}/out'
+    script('train.py', config, f'--data_dir={tmp_path}', f'--out_dir={out}', '--max_steps=3', '--val_batches=1')
+    said, _ = script('sample.py', f'--ckpt={out}', '--n_clips=2', '--length=4')
+    assert '2 clips, 1 true frames, 4 dreamed' in said
+    result, = strict(script('eval.py', f'--ckpt={out}', '--n_clips=8', '--horizon=2')[0])
+    assert result['step'] == 3 and result['n_clips'] == 8 and result['dataset'] == f'{name}_pixels'
+
+
+@pytest.mark.slow
+def test_a_published_config_trains(tmp_path):
+    """NanoWM-B/2 of the main run, all 158 million parameters of it, on pictures of the Wall world."""
+    run('data/wall/prepare.py', f'--out={tmp_path}/wall_pixels', '--limit=4', '--val=0.25', '--workers=1')
+    began = time.time()
+    code = 'import resource, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path("train.py", run_name="__main__"); ' \
+        'print("peak GiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)'
+    try:
+        said, _ = finish(subprocess.Popen(
+            [sys.executable, '-c', code, 'train.py', 'config/rt1_b2.py', '--dataset=wall_pixels',
+             f'--data_dir={tmp_path}', f'--out_dir={tmp_path}/out', '--batch_size=2', '--max_steps=2',
+             '--val_batches=1', '--log_every=1', '--device=cpu'],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        losses = [float(loss) for loss in re.findall(r'step \d/2 \| loss ([\d.]+)', said)]
+        assert len(losses) == 2 and np.isfinite(losses).all()
+        assert int(re.search(r'nanowm: ([\d,]+) parameters', said)[1].replace(',', '')) > 158e6
+        assert checkpoint.read(checkpoint.find(f'{tmp_path}/out'), 'meta.json')['model_config']['input'] == 'video'
+        assert float(re.search(r'peak GiB ([\d.]+)', said)[1]) < 12 and time.time() - began < 240
+    finally: shutil.rmtree(tmp_path / 'out', ignore_errors=True)       # 2 GB
