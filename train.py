@@ -12,6 +12,7 @@ step are pure functions of (seed, step), so a resumed run does, to the bit on a 
 Ctrl-C or SIGTERM save at the next step and exit 0. A loss that is not finite stops the run and names its samples.
 """
 import importlib
+import json
 import math
 import os
 import signal
@@ -149,7 +150,7 @@ if checkpoint.pointer(out_dir, 'latest'):
     stop_if(not resume, f'{out_dir} already holds a run: --resume=True goes on with it, --out_dir=... starts anew')
     source = checkpoint.find(out_dir)
     saved = checkpoint.read(source, 'meta.json')
-    ours = asdict(cfg)
+    ours, keys = json.loads(json.dumps([asdict(cfg), config]))           # tuples become lists, as in meta.json
     differ = [f'{k} = {v!r}, now {ours.get(k)!r}' for k, v in saved['model_config'].items() if ours.get(k) != v]
     stop_if(saved['model'] != model, f'{source} holds a {saved["model"]}, not a {model}; choose another --out_dir')
     stop_if(differ, f'{source} was trained with {"; ".join(differ)}: set it back or choose another --out_dir')
@@ -164,7 +165,7 @@ if checkpoint.pointer(out_dir, 'latest'):
     state['param_groups'] = optimizer.state_dict()['param_groups']       # weight_decay and betas: as set now
     optimizer.load_state_dict(state)
     start, best = saved['step'], saved['best']
-    now = {k: v for k, v in config.items() if k not in ('resume', 'out_dir') and saved['config'].get(k, v) != v}
+    now = {k: v for k, v in keys.items() if k not in ('resume', 'out_dir') and saved['config'].get(k, v) != v}
     if now: say(f'other than before the resume: {", ".join(f"{k} = {v!r}" for k, v in now.items())}')
 elif resume:
     say(f'nothing to resume in {out_dir}: starting at step 0')

@@ -463,7 +463,7 @@ def test_context_levels():
 @pytest.mark.parametrize('wrong, words', [
     (dict(pred='eps'), 'ztsnr'), (dict(depth=3), 'even'), (dict(height=9), 'height = 9'),
     (dict(pred='y'), 'v, x, eps, flow'),
-    (dict(hidden=36), 'head width'), (dict(n_context=4), 'num_frames'), (dict(injection='add'), 'cross_attention')])
+    (dict(hidden=36), '2-D RoPE'), (dict(n_context=4), 'n_context = 4'), (dict(injection='add'), 'cross_attention')])
 def test_impossible_configs_name_the_way_out(wrong, words):
     with pytest.raises(AssertionError, match=words): tiny(**wrong)
 
