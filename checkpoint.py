@@ -55,14 +55,15 @@ def save(out_dir, step, weights, ema, state, meta, best=False, keep=3, keep_ever
     files = {'model': weights} | ({'ema': ema} if ema else {})
     files = {k: {key: t.detach().cpu().contiguous() for key, t in tensors.items()} for k, tensors in files.items()}
     try:
-        shutil.rmtree(tmp, ignore_errors=True)                       # left behind by a kill
+        for left in (tmp, tmp + '.old'): shutil.rmtree(left, ignore_errors=True)        # left behind by a kill
         os.makedirs(tmp)
         for file, tensors in files.items(): save_file(tensors, os.path.join(tmp, file + '.safetensors'))
         torch.save(state, os.path.join(tmp, 'state.pt'))
         write_text(os.path.join(tmp, 'meta.json'), json.dumps(meta, indent=1))
         for file in os.listdir(tmp): sync(os.path.join(tmp, file))
-        shutil.rmtree(final, ignore_errors=True)                     # saved before and trained again
+        if os.path.exists(final): os.replace(final, tmp + '.old')    # saved before and trained again
         os.replace(tmp, final)
+        shutil.rmtree(tmp + '.old', ignore_errors=True)
         sync(out_dir)
         if best: write_text(os.path.join(out_dir, 'best'), name)
         write_text(os.path.join(out_dir, 'latest'), name)
@@ -74,7 +75,7 @@ def save(out_dir, step, weights, ema, state, meta, best=False, keep=3, keep_ever
 
 def prune(out_dir, keep, keep_every):
     """Keep the newest `keep` folders, every keep_every-th step, and what `latest` and `best` name."""
-    steps = sorted(name for name in os.listdir(out_dir) if name.startswith('step_'))
+    steps = sorted((name for name in os.listdir(out_dir) if name.startswith('step_')), key=lambda name: int(name[5:]))
     named = {pointer(out_dir, 'latest'), pointer(out_dir, 'best')}
     for name in steps[:-keep] if keep else []:
         if name not in named and not (keep_every and int(name[5:]) % keep_every == 0):
@@ -121,7 +122,12 @@ def load(path, ema=True, which='latest', device='cpu'):
         sys.exit(f'{folder}/meta.json does not fit {meta["model"]}.py: {error}')
     file = 'ema.safetensors' if ema and os.path.exists(os.path.join(folder, 'ema.safetensors')) else 'model.safetensors'
     fill(model, read(folder, file), os.path.join(folder, file))
-    return model.to(device).eval(), meta
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        return model.to(device).eval(), meta
+    except (AssertionError, RuntimeError) as error:                  # no such device: torch says so at length
+        sys.exit(f'device = {device}: {str(error).splitlines()[0]}')
 
 
 def fill(model, weights, source):

@@ -64,7 +64,7 @@ def video(model, folder, n_clips=512, n_context=0, horizon=0, sample_steps=0, sa
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.choice(len(store), min(n_clips, len(store)), replace=False))
     if len(ids) < 2:
-        sys.exit(f'{folder}/val holds one clip of {(length - 1) * k + 1} frames; to shuffle actions takes two')
+        sys.exit(f'{folder}/val holds one window of {(length - 1) * k + 1} frames; to shuffle actions takes two')
     cycle = rng.permutation(len(ids))            # clip cycle[i] gets the actions of cycle[i+1], so none gets its own
     donor = np.empty_like(ids)
     donor[cycle] = ids[np.roll(cycle, -1)]
@@ -135,7 +135,8 @@ if __name__ == '__main__':
     config = configure(globals())
     if not ckpt:
         sys.exit('which checkpoint? --ckpt=OUT_DIR of a run')
-    device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
+    if n_clips < 2 or batch_size < 1:
+        sys.exit(f'{n_clips=}, {batch_size=}: want at least 2 clips (actions are shuffled among them), 1 per forward')
     model, meta = checkpoint.load(ckpt, ema, which, device)
     known = sys.modules[meta['model']].EVAL
     if protocol and protocol not in known:
@@ -147,7 +148,7 @@ if __name__ == '__main__':
     try:
         result = EVALUATORS[name](model, folder, n_clips=n_clips, n_context=n_context, horizon=horizon, seed=seed,
                                   sample_steps=sample_steps, sampling=sampling, batch_size=batch_size, quiet=False)
-    except (AssertionError, KeyError) as error:          # an impossible key; the assert says which and why
+    except AssertionError as error:                      # an impossible key; the assert says which and why
         sys.exit(f'{name} protocol: {error}')
     source = dict(protocol=name, checkpoint=ckpt, step=meta['step'], ema=ema, dataset=meta['config']['dataset'],
                   data_sha=meta['data_sha'][:12])

@@ -22,11 +22,8 @@ def scalar(value):
 
 
 def make_logger(kind, out_dir, run, config, step=None):
-    """
-    kind '' | 'tensorboard'; run is its name for people. step: where a resumed run goes on; what the earlier process
-    drew from there on disappears. -> .log({name: scalar}, step), .close(). Unknown kind or missing package: one line,
-    exit code 2.
-    """
+    """kind '' | 'tensorboard'; run is its name for people. step: where a resumed run goes on; what the earlier process
+    drew from there on disappears. -> .log({name: scalar}, step), .close(). Missing package: one line, exit code 2."""
     send, finish = (lambda row, step: None), (lambda: None)
     if kind not in ('', 'tensorboard'):
         print(f"log = {kind!r}: this release knows '' and 'tensorboard'", file=sys.stderr)

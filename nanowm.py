@@ -152,8 +152,10 @@ def scheduling_matrix(mode, n, steps, T):
     (pyramid), `steps` finishes a frame before the next begins. sequential, n = 2, steps = 2, T = 1000:
     [999 999] [499 999] [-1 999] [-1 499] [-1 -1]
     """
+    delays = {'full_sequence': 0, 'pyramid': 1, 'sequential': steps}
+    assert mode in delays, f'sampling = {mode!r}: choose one of {", ".join(delays)}'
     assert 1 <= steps <= T, f'sample_steps = {steps}: must lie in 1..timesteps = {T}'
-    delay = {'full_sequence': 0, 'pyramid': 1, 'sequential': steps}[mode]
+    delay = delays[mode]
     done = torch.arange(steps + delay * (n - 1) + 1)[:, None] - delay * torch.arange(n)     # steps behind each frame
     return (steps - done).clamp(0, steps) * T // steps - 1
 

@@ -55,7 +55,7 @@ def draw_action(action, arrows, height, width):
     y, x = np.mgrid[:height, :width]
     if arrows is not None:
         right, down = action.reshape(-1, len(arrows)).sum(0) @ arrows                    # (A,) @ (A, 2)
-        norm, cy, cx, r = np.hypot(right, down), height / 2, width / 2, height * 0.42
+        norm, cy, cx, r = np.hypot(right, down), (height - 1) / 2, (width - 1) / 2, height * 0.42
         if norm < 1e-6:
             canvas[np.hypot(y - cy, x - cx) < r / 4] = INK
             return canvas
@@ -93,8 +93,8 @@ if __name__ == '__main__':
     config = configure(globals())
     if not ckpt:
         sys.exit('which checkpoint? --ckpt=OUT_DIR of a run')
-    device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
     model, meta = checkpoint.load(ckpt, ema, which, device)
+    device = model.alpha.device                                                          # where `auto` put it
     cfg = model.cfg
     if cfg.input != 'video':
         sys.exit(f'this model dreams {cfg.input}s; decoding them to pixels needs vae.py, which is not there yet')

@@ -170,7 +170,7 @@ if checkpoint.pointer(out_dir, 'latest'):
 elif resume:
     say(f'nothing to resume in {out_dir}: starting at step 0')
 if compile: raw.compile(dynamic=False)                   # in place: torch.compile(raw) would put _orig_mod. into keys
-net = DDP(raw, device_ids=[local] if on_cuda else None, broadcast_buffers=False) if ddp else raw
+net = DDP(raw, device_ids=[local] if on_cuda else None) if ddp else raw
 autocast = torch.autocast(device.split(':')[0], torch.bfloat16) if dtype == 'bfloat16' else nullcontext()
 
 
@@ -357,4 +357,6 @@ while start < max_steps:
 batches.close()
 bar.close()
 if master: logger.close()
-if ddp: dist.destroy_process_group()
+if ddp:
+    dist.barrier()                                       # nobody leaves while another still talks to it
+    dist.destroy_process_group()

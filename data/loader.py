@@ -69,8 +69,8 @@ class Store:
         path, files = os.path.join(self.folder, name), self.meta['files']
         remake = f'delete {self.folder}, then {how_to_make(self.folder)}'
         if name not in files:
-            if not any(file.startswith(self.split) for file in files):
-                sys.exit(f'{self.folder} has no {self.split} split: delete it and make it again, with --val=0.1')
+            if self.split == 'val' and not any(file.startswith('val/') for file in files):
+                sys.exit(f'{self.folder} has no val split: delete it and make it again, with --val=0.1')
             sys.exit(f'{self.folder}/meta.json knows no {name}, only {", ".join(files)}; is it the right dataset?')
         try:
             array = np.load(path, mmap_mode='r')

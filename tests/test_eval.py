@@ -192,7 +192,7 @@ def test_intervals_contain_their_estimates(folder):
 # ---- one line for what the user can mend ----
 
 @pytest.mark.parametrize('over, asked, words', [
-    (dict(), dict(n_clips=1), 'shuffling actions takes two'),
+    (dict(), dict(n_clips=1), 'to shuffle actions takes two'),
     (dict(), dict(n_context=2), 'n_context = 2 leaves none of num_frames = 2 to predict; set --horizon'),
     (dict(), dict(horizon=12), 'a window spans 13 frames, the longest of 4 episodes has 12'),
     (dict(input='latent', channels=4), dict(), 'this model dreams latents')])

@@ -179,7 +179,7 @@ def test_full_disk_while_saving(tiny, train, tmp_path):
 
 def test_loss_that_is_not_finite_names_its_samples(tiny, data_dir, tmp_path):
     _, errors = run(*tiny, '--lr=1e30', '--grad_clip=0', '--max_steps=5', '--val_every=1000', '--seed=3', code=1)
-    step, ids = re.search(r'loss is not finite at step (\d+), rank 0, sample ids (\[.*?\])', errors).groups()
+    step, ids = re.search(r'is not finite at step (\d+), rank 0, sample ids (\[.*?\])', errors).groups()
     store = Store(f'{data_dir}/tiny_pixels', 'train', nanowm.windows(nanowm.Config(input='video', num_frames=2)))
     assert json.loads(ids) == store.ids(int(step), 4, 3).tolist() and 'Traceback' not in errors
     assert not os.path.exists(tmp_path / 'out' / 'latest')
@@ -196,7 +196,8 @@ def test_loss_that_is_not_finite_names_its_samples(tiny, data_dir, tmp_path):
     (['--best_mode=most'], 1, "best_mode = 'most': choose one of ('min', 'max')"),
     (['--dtype=float16'], 1, "dtype = 'float16': choose one of ('float32', 'bfloat16')"),
     (['--num_frames=13'], 1, 'a window spans 13 frames'),
-    (['--log=wandb'], 2, "log = 'wandb': this release knows '' and 'tensorboard'")])
+    (['--val_batches=0'], 1, 'val_batches = 0: must be at least 1'),
+    (['--log=wandb'], 1, "log = 'wandb': choose one of ('', 'tensorboard')")])
 def test_user_mistakes_are_one_line(train, tmp_path, flags, code, words):
     _, errors = train(*flags, code=code)
     assert words in errors and len(errors.strip().splitlines()) == 1
@@ -217,6 +218,12 @@ def test_an_out_dir_that_holds_another_run(train, tmp_path, data_dir):
     meta.write_text(meta.read_text().replace('"command": "tests"', '"command": "another"'))
     _, errors = train('--resume=True', f'--data_dir={tmp_path}', code=1)
     assert f'was trained on other data than {tmp_path}/tiny_pixels; choose another --out_dir' in errors
+    state = tmp_path / 'out' / 'step_0000001' / 'state.pt'
+    whole = state.read_bytes()
+    state.write_bytes(whole[:100])
+    _, errors = train('--max_steps=2', '--resume=True', code=1)
+    assert f'cannot read {state}: ' in errors and len(errors.strip().splitlines()) == 1
+    state.write_bytes(whole)
     before = (tmp_path / 'out' / 'logs.json.txt').read_bytes()
     assert 'nothing to do' in train('--max_steps=1', '--resume=True')[0]
     assert (tmp_path / 'out' / 'logs.json.txt').read_bytes() == before
