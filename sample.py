@@ -114,7 +114,10 @@ if __name__ == '__main__':
     ids = shuffled[rng.permutation(firsts)[:n_clips]]
     batch = {key: value.to(device) for key, value in store.windows_at(ids).items()}
     generator = torch.Generator(device).manual_seed(seed)
-    dreamed = dream(model, batch, n_context, stride, sample_steps, sampling, generator).cpu().numpy()
+    try:
+        dreamed = dream(model, batch, n_context, stride, sample_steps, sampling, generator).cpu().numpy()
+    except AssertionError as error:                      # an impossible key; the assert says which and why
+        sys.exit(f'cannot dream: {error}')
     truth, action = batch['video'].cpu().numpy(), batch['action'].cpu().numpy().reshape(len(ids), T - 1, -1)
     arrows = store.meta.get('action_arrows')
     scale = scale or max(1, round(112 / cfg.width))

@@ -282,7 +282,7 @@ logger = make_logger(log, out_dir, os.path.basename(out_dir), config, step=start
 batches = Prefetch(lambda step: train_data.batch(step, batch_size, seed, rank, world), start, device)
 bar = tqdm(total=max_steps, initial=start, disable=not (master and sys.stderr.isatty()))
 step, metrics, waited, clock, clock_step = start, {}, 0.0, time.perf_counter(), start
-bad = torch.full((), -1, device=device)                  # first step with a loss that is not finite, see check_finite
+bad = torch.full((), -1, device=device)                  # first step that was not finite, see check_finite
 raw.train()
 while start < max_steps:
     last, stop, paused = step == max_steps, stopping(), time.perf_counter()
