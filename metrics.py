@@ -61,6 +61,20 @@ def ssim(pred, target):
 
 # ---- how sure we are ----
 
+def spearman(x, y):
+    """Rank correlation of x (N,) and y (N,), Spearman 1904; ties get their mean rank. nan where one is constant."""
+    x, y = np.asarray(x), np.asarray(y)
+    assert x.shape == y.shape and x.ndim == 1, f'x {x.shape} and y {y.shape}: want two vectors of one length'
+    ranks = []
+    for values in (x, y):
+        _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+        rank = (counts.cumsum() - (counts - 1) / 2)[which]           # the mean of the places that equal values share
+        ranks.append(rank - rank.mean())
+    norm = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
+    return float((ranks[0] * ranks[1]).sum() / norm) if norm else float('nan')
+
+
+
 def bootstrap(values, groups, statistic, n=1000, seed=0):
     """95 % percentile interval of statistic(values) -> (low, high), each of the statistic's shape.
 

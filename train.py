@@ -42,6 +42,7 @@ seed = 1                      # of weights, batches and noise
 # batch
 batch_size = 64               # samples per optimizer step, all GPUs together
 micro_batch = 0               # samples per GPU and pass; 0 = batch_size / GPUs, more passes when smaller
+data_on_device = 'auto'       # True | False; auto = on CUDA, if the training data fit in a tenth of its memory
 max_steps = 100_000           # optimizer steps
 # optimizer
 lr = 1e-4                     # peak learning rate
@@ -111,7 +112,7 @@ def say(line):
 
 
 for key, allowed in (('dtype', ('float32', 'bfloat16')), ('compile', (True, False)), ('best_mode', ('min', 'max')),
-                     ('lr_schedule', ('constant', 'cosine')), ('log', ('', 'tensorboard'))):
+                     ('data_on_device', ('auto', True, False)), ('lr_schedule', ('constant', 'cosine')), ('log', ('', 'tensorboard'))):
     stop_if(globals()[key] not in allowed, f'{key} = {globals()[key]!r}: choose one of {allowed}')
 for key, least in (('batch_size', 1), ('log_every', 1), ('val_batches', 1), ('micro_batch', 0), ('seed', 0)):
     stop_if(globals()[key] < least, f'{key} = {globals()[key]}: must be at least {least}')
@@ -128,6 +129,9 @@ cfg = M.Config(**{f.name: config[f.name] for f in fields(M.Config)})
 folder = os.path.join(data_dir, dataset)
 train_data, val_data = (Store(folder, split, M.windows(cfg)) for split in ('train', 'val'))
 data_sha = checkpoint.sha256(os.path.join(folder, 'meta.json'))
+if data_on_device == 'auto':
+    data_on_device = on_cuda and train_data.nbytes < torch.cuda.get_device_properties(device).total_memory / 10
+if data_on_device: train_data.to(device)
 
 # ---- model ----
 torch.manual_seed(seed)
@@ -138,6 +142,8 @@ except AssertionError as error:                          # an impossible Config:
 for key, stats in train_data.meta.get('stats', {}).items():
     for name, values in stats.items():                   # e.g. stats['action']['mean'] -> the buffer action_mean
         if (buffer := getattr(raw, f'{key}_{name}', None)) is not None:
+            stop_if(len(values) != len(buffer), f'{folder}/meta.json has {len(values)} numbers of {name} for {key}, '
+                    f'{model} wants {len(buffer)}; make the data again')
             buffer.copy_(torch.tensor(values))
 raw.to(device)
 optimizer = raw.configure_optimizers(lr, weight_decay, betas)

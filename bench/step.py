@@ -84,13 +84,18 @@ def timed(step):
     return time.perf_counter() - start
 
 
-def interleaved(steps):
-    """{name: step} -> {name: median seconds}, after one untimed call each."""
+def times(steps):
+    """{name: step} -> {name: seconds of each repetition}, taking turns, after one untimed call each."""
     for step in steps.values(): timed(step)
-    times = {name: [] for name in steps}
+    took = {name: [] for name in steps}
     for _ in range(reps):
-        for name, step in steps.items(): times[name].append(timed(step))
-    return {name: median(values) for name, values in times.items()}
+        for name, step in steps.items(): took[name].append(timed(step))
+    return took
+
+
+def interleaved(steps):
+    """{name: step} -> {name: median seconds}."""
+    return {name: median(values) for name, values in times(steps).items()}
 
 
 def autocast():
@@ -156,28 +161,35 @@ def eager_and_compiled(size, n):
 
 def waiting_for_data(size, n):
     """Train from a folder of float16 latents through Store and Prefetch, as train.py does."""
-    from data.loader import Prefetch, Store
+    from data.loader import Store
     from data.writer import write
     cfg = config_of(size, n)
     with tempfile.TemporaryDirectory() as folder:
         write(folder + '/set', random_episode, 16, seed=0, val='0.1', workers=1, command='bench/step.py',
               info={'source': 'noise', 'revision': '', 'fps': 1, 'units': {}})
         store = Store(folder + '/set', 'train', nanowm.windows(cfg))
-        depth, waits = 4, []
-        batches = Prefetch(lambda step: store.batch(step, batch, 0), 0, device, depth)
+        took, waited = fed(lambda step: store.batch(step, batch, 0),
+                           lambda data: train_step(nanowm.Model(cfg).to(device), data))
+    return dict(size=size, frames=n, batch=batch, ms=took * 1e3, waited_ms=waited * 1e3, in_model=1 - waited / took)
 
-        def next_batch():
-            start = time.perf_counter()
-            item = batches.next()
-            waits.append(time.perf_counter() - start)
-            return item
-        step = train_step(nanowm.Model(cfg).to(device), next_batch)
-        for _ in range(depth + 2): timed(step)               # what was fetched ahead proves nothing
-        waits.clear()
-        took = sum(timed(step) for _ in range(loader_steps))
-        batches.close()
-    return dict(size=size, frames=n, batch=batch, ms=took / loader_steps * 1e3,
-                waited_ms=sum(waits) / loader_steps * 1e3, in_model=1 - sum(waits) / took)
+
+def fed(fetch, make_step):
+    """make_step(source of batches) -> a step; Prefetch calls fetch(i). Seconds per step, and of these waited for it."""
+    from data.loader import Prefetch
+    depth, waits = 4, []
+    batches = Prefetch(fetch, 0, device, depth)
+
+    def next_batch():
+        start = time.perf_counter()
+        item = batches.next()
+        waits.append(time.perf_counter() - start)
+        return item
+    step = make_step(next_batch)
+    for _ in range(depth + 2): timed(step)                   # what was fetched ahead proves nothing
+    waits.clear()
+    took = sum(timed(step) for _ in range(loader_steps))
+    batches.close()
+    return took / loader_steps, sum(waits) / loader_steps
 
 
 def random_episode(i):
@@ -203,6 +215,17 @@ def table(rows):
     return '\n'.join('  '.join(c.rjust(w) for c, w in zip(line, width)) for line in cells)
 
 
+def save(out, script, what, rows, **keys):
+    """The table as JSON, whole or not at all; out = '': bench/results/<script>_<what>_<device>.json."""
+    kind = next((word for word in device_name().split() if word in ('H100', 'H200', 'A100')), device.split(':')[0])
+    out = out or os.path.join(ROOT, 'bench', 'results', f'{script}_{what}_{kind.lower()}.json')
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    with open(out + '.tmp', 'w') as f:
+        json.dump(dict(command=' '.join([f'python bench/{script}.py', *sys.argv[1:]]), device=device_name(), **keys,
+                       torch=torch.__version__, rows=rows), f, indent=1)
+    os.replace(out + '.tmp', out)
+
+
 if __name__ == '__main__':
     config = configure(globals())
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
@@ -216,11 +239,5 @@ if __name__ == '__main__':
             elif loader: rows.append(waiting_for_data(size, n))
             else: rows += eager_and_compiled(size, n)
     what = 'compare' if compare else 'loader' if loader else 'train'
-    kind = next((word for word in device_name().split() if word in ('H100', 'H200', 'A100')), device.split(':')[0])
-    out = out or os.path.join(ROOT, 'bench', 'results', f'step_{what}_{kind.lower()}.json')
-    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
-    with open(out + '.tmp', 'w') as f:
-        json.dump(dict(command='python bench/step.py ' + ' '.join(sys.argv[1:]), device=device_name(), dtype=dtype,
-                       threads=threads, torch=torch.__version__, reps=reps, rows=rows), f, indent=1)
-    os.replace(out + '.tmp', out)
+    save(out, 'step', what, rows, dtype=dtype, threads=threads, reps=reps)
     print(table(rows))

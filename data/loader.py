@@ -33,9 +33,11 @@ def how_to_make(folder):
     """The command that makes a data folder; data/<name>_<variant> comes from data/<name>/prepare.py."""
     here, dataset = os.path.dirname(os.path.abspath(__file__)), os.path.basename(os.path.normpath(folder))
     name, _, variant = dataset.rpartition('_')
-    if variant != 'sd' and os.path.exists(os.path.join(here, name, 'prepare.py')):
+    prepare = os.path.join(here, name, 'prepare.py')
+    if variant != 'sd' and os.path.exists(prepare):
         how = 'it was not finished, run again' if os.path.exists(folder.rstrip('/') + '.tmp') else 'make it'
-        return f'{how}: python data/{name}/prepare.py --out={folder}'
+        with open(prepare) as f: flag = f'--{variant} ' if f"'--{variant}'" in f.read() else ''
+        return f'{how}: python data/{name}/prepare.py {flag}--out={folder}'
     return (f'no prepare.py makes {dataset} yet: train on another set (--dataset=wall_pixels) or write this folder '
             'in the layout that data/loader.py describes')
 
@@ -50,7 +52,8 @@ class Store:
         self.folder, self.split, self.windows = folder, split, windows
         self.meta = read_meta(folder)
         self.episodes = self.open('episodes')[:]                                       # (E, 2)
-        for key in windows: self.open(key)                                             # complain now, not at step 0
+        self.nbytes = sum(self.open(key).nbytes for key in windows)                    # complain now, not at step 0
+        self.held = {}                                                                 # see `to`
         self.first = min(min(r) for r in windows.values())
         length = max(max(r) for r in windows.values()) - self.first + 1                # frames a window spans
         per_episode = np.maximum(self.episodes[:, 1] - self.episodes[:, 0] - length + 1, 0)
@@ -93,9 +96,17 @@ class Store:
     def windows_at(self, ids):
         """Sample ids (B,) -> {key: (B, len(range), ...)} and `index` (B,), torch tensors."""
         rows = self.locate(ids)[1]
-        batch = {key: torch.from_numpy(self.open(key)[rows[:, None] + np.asarray(offsets)])
-                 for key, offsets in self.windows.items()}
+        batch = {key: self.rows(key, rows[:, None] + np.asarray(offsets)) for key, offsets in self.windows.items()}
         return batch | {'index': torch.from_numpy(np.asarray(ids, dtype=np.int64))}
+
+    def rows(self, key, where):
+        if key in self.held: return self.held[key][torch.from_numpy(where).to(self.held[key].device)]
+        return torch.from_numpy(self.open(key)[where])
+
+    def to(self, device):
+        """Copy the split to the device once; batches are then gathered there, and only row numbers travel."""
+        self.held = {key: torch.from_numpy(np.array(self.open(key))).to(device) for key in self.windows}
+        return self
 
     def ids(self, step, batch_size, seed, rank=0, world=1):
         """Which windows batch `step` holds: drawn for the whole batch, then this rank's rows."""
@@ -119,7 +130,7 @@ class Prefetch:
             try:
                 item = fetch(step)
                 if self.device.type == 'cuda':
-                    item = {key: value.pin_memory() for key, value in item.items()}
+                    item = {key: v if v.is_cuda else v.pin_memory() for key, v in item.items()}
             except BaseException as error:                    # SystemExit too: it must end the run, not this thread
                 item = error
             step += 1

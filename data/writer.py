@@ -77,6 +77,16 @@ def statistics(x, binary=None):
     return {k: v.tolist() for k, v in s.items()}
 
 
+def differences(state, action, spans, q_index, padded):
+    """What robots are modelled by, within episodes: s' - s, a - a_prev, and a - q, q the states that a commands."""
+    state, action = state.astype(np.float64), action.astype(np.float64)
+    last = np.isin(np.arange(len(state)), spans[:, 1] - 1)                           # rows with no row after them
+    first, real = np.isin(np.arange(len(state)), spans[:, 0]), ~(last & padded)      # real: not a padding action
+    d = {'delta_state': np.diff(state, axis=0)[~last[:-1]], 'delta_prev': np.diff(action, axis=0)[(~first & real)[1:]]}
+    if q_index is not None: d['delta_action'] = (action - state[:, q_index])[real]
+    return {key: x for key, x in d.items() if len(x)}
+
+
 def checked(episode, i, padded):
     """episode(i); whatever is wrong with it is named after i, and the traceback of the cause travels along."""
     try:
@@ -157,8 +167,13 @@ def assemble(whole, shards, mask, info, binary, padded):
                 rows = np.delete(np.load(file), spans[:, 1] - 1 if key in padded else [], axis=0)  # padding is no data
                 stats[key] = statistics(rows, binary.get(key))
         files[f'{name}/episodes.npy'] = save(whole / name / 'episodes.npy', spans.shape, spans.dtype, [spans])
+        if name == 'train' and {'state', 'action'} <= like.keys():
+            changes = differences(*(np.load(whole / name / f'{k}.npy') for k in ('state', 'action')), spans,
+                                  info.get('q_index'), 'action' in padded)
+            stats |= {k: statistics(x) for k, x in changes.items()}
 
     facts = {f'{k}_dim': len(like[k]) for k in ('action', 'state') if k in like}     # they fill the model's Config
+    facts |= {k: info[k] for k in ('fps', 'q_index') if k in info}
     for k, names in ('latent', ('channels', 'height', 'width')), ('video', ('height', 'width', 'channels')):
         if k in like: facts |= {'input': k, **dict(zip(names, like[k].shape))}
     meta = info | {'facts': facts | info.get('facts', {}), 'counts': counts, 'stats': stats, 'files': files,

@@ -1,0 +1,464 @@
+"""eval.py, dynamics and plan, on a robot whose law is a matrix: known scores, every baseline written as a loop."""
+import json
+import os
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import script
+from scipy.stats import spearmanr
+
+import arx5_gpt
+import eval as evaluation
+from data.loader import Store, read_meta
+from data.writer import write
+from metrics import bootstrap
+
+Q, FPS, HISTORY = [3, 1], 20, 8           # the commanded positions are entries 3 and 1, in this order
+GROUPS = {'joint': {'dims': [3, 1], 'unit': 'rad'},
+          'joint_velocity': {'dims': [0, 2], 'unit': 'rad/s', 'rate_of': 'joint'}, 'motor': {'dims': [4], 'unit': 'K'}}
+UNITS = np.array([1, 1, 1, 1, 5.0])
+
+
+def law(state, action):
+    """A damped spring pulls each joint to its command; entry 4 warms with the first command. (..., 5), (..., 2)."""
+    new, q, v = np.empty_like(state), state[..., [3, 1]], state[..., [0, 2]]
+    new[..., [3, 1]] = 0.9 * q + 0.04 * v + 0.1 * action
+    new[..., [0, 2]] = 0.8 * v - 2 * q + 2 * action
+    new[..., 4] = 0.95 * state[..., 4] + 0.5 * action[..., 0] + 0.1
+    return new
+
+
+def episode(i, seed=3, length=140, spoilt=()):
+    """Commands wander; episodes in `spoilt` are a thousand times too large."""
+    rng = np.random.default_rng([seed, i])
+    action = 0.1 * rng.normal(size=(length, 2)).cumsum(0) + rng.normal(size=2) * 0.3
+    state = np.zeros((length, 5))
+    state[0] = rng.normal(size=5) * UNITS
+    for t in range(length - 1): state[t + 1] = law(state[t], action[t])
+    action[-1] = 0
+    scale = 1000 if i in spoilt else 1
+    return {'state': (state * scale).astype(np.float32), 'action': (action * scale).astype(np.float32)}
+
+
+def make_robot(root, n=10, val='0.3', seed=1, make=episode, name='robot', **info):
+    """root/robot, a dataset of n episodes; info replaces entries of meta.json, None deletes one. -> its folder"""
+    told = {'source': 'tests', 'revision': '1', 'fps': FPS, 'q_index': Q, 'groups': GROUPS} | info
+    write(os.path.join(root, name), make, n, seed=seed, val=val, workers=1, command='tests',
+          info={key: value for key, value in told.items() if value is not None})
+    return os.path.join(root, name)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory): return make_robot(tmp_path_factory.mktemp('robots'))
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Intervals from 20 draws: 200 cost seconds and are not the matter here."""
+    def few(*args, n, **kw): return bootstrap(*args, n=20, **kw)
+    monkeypatch.setattr(evaluation, 'bootstrap', few)
+
+
+@pytest.fixture(scope='module')
+def truth(folder): return Truth(folder)
+
+
+class Truth:
+    """A rollout that looks the future up in the val files, and checks that context and actions stand where they did."""
+
+    def __init__(self, folder):
+        self.state, self.action, self.spans = (np.load(f'{folder}/val/{key}.npy') for key in
+                                               ('state', 'action', 'episodes'))
+        self.row = {row.tobytes(): i for i, row in enumerate(self.state)}
+
+    def rows(self, context):
+        """Row of the last frame of each context."""
+        return np.array([self.row[s[-1].numpy().tobytes()] for s in context['state']])
+
+    def __call__(self, context, action):
+        rows, H, K = self.rows(context), context['state'].shape[1], action.shape[2]
+        assert action.shape[1] == 1 and context['action'].shape[1] == H - 1
+        for i, r in enumerate(rows):
+            assert np.array_equal(context['state'][i], self.state[r - H + 1:r + 1])
+            assert np.array_equal(context['action'][i], self.action[r - H + 1:r])
+            assert np.array_equal(action[i, 0], self.action[r:r + K])
+        return torch.from_numpy(np.stack([self.state[r + 1:r + K + 1] for r in rows]))
+
+
+def build(folder, rollout=None, **over):
+    """A tiny model with the set's statistics; rollout(context, action) -> (B, K, S) [, disagreement (B, K)] replaces
+    its own; model.calls keeps what it was asked."""
+    torch.manual_seed(0)
+    cfg = dict(state_dim=5, action_dim=2, q_index=tuple(Q), depth=1, heads=2, hidden=16, history=HISTORY, chunk=4)
+    model, model_calls = arx5_gpt.Model(arx5_gpt.Config(**cfg | over)).eval(), []
+    for key, stats in read_meta(folder)['stats'].items():
+        for name in ('mean', 'std'): getattr(model, f'{key}_{name}').copy_(torch.tensor(stats[name]))
+    if rollout:
+        def call(context, action, chunk=0, **kw):
+            model_calls.append((context, action, chunk))
+            state = rollout(context, action)
+            state, doubt = state if isinstance(state, tuple) else (state, state.new_zeros(state.shape[:2]))
+            return {'state': state[:, None], 'disagreement': doubt[:, None]}
+        model.rollout = call
+    model.calls = model_calls
+    return model
+
+
+def scores(table, word): return {key: value for key, value in table.items() if key.startswith(word)}
+
+
+# ---- known scores ----
+
+def test_a_perfect_model_scores_nothing(folder, truth):
+    """Zero to the last bit, so every action met its frame; 33 windows in each of three episodes."""
+    model = build(folder, truth)
+    result = evaluation.dynamics(model, folder)
+    errors = {key: value for key, value in result.items() if key.startswith(('rmse', 'median', 'p95', 'one_step'))}
+    assert len(errors) == 3 * 12 + 12 + 5 and not any(np.any(value) for value in errors.values())
+    assert result['diverged'] == 0 and result['chunked']['distance_h100'] == 0
+    assert (result['n_clips'], result['n_episodes'], result['n_context']) == (99, 3, HISTORY)
+    assert result['units'] == {'joint': 'rad', 'joint_velocity': 'rad/s', 'motor': 'K'}
+    assert {chunk for *_, chunk in model.calls} == {0, 1}            # exact, and for `chunked` the model's own
+
+
+def test_least_squares_find_the_law(folder, truth):
+    """One lag is the law itself; four lags have it too. Rounding of the files is all that is left, h = 100 too."""
+    result = evaluation.dynamics(build(folder, truth), folder)
+    for n in (1, 4):
+        table = result['baselines'][f'least_squares_{n}']
+        assert max(scores(table, 'rmse').values()) < 2e-5 and max(scores(table, 'p95').values()) < 2e-5
+    assert result['baselines']['least_squares_1']['one_step_sigma'] < 1e-12
+    assert result['baselines']['persistence']['rmse_joint_h10'] > 0.05
+    other = evaluation.dynamics(build(folder, truth), folder, lags=(2,), every_frame=False)
+    assert 'least_squares_2' in other['baselines'] and 'least_squares_1' not in other['baselines']
+
+
+def test_a_model_that_repeats_is_persistence(folder):
+    def repeat(context, action): return context['state'][:, -1:].repeat(1, action.shape[2], 1)
+    result = evaluation.dynamics(build(folder, repeat), folder)
+    for key, value in result['baselines']['persistence'].items(): assert result[key] == value, key
+    assert result['rmse_joint_h1'] < result['rmse_joint_h10'] and result['one_step_sigma'] > 0
+
+
+def test_horizons_hit_their_frames(folder, truth):
+    """An error of 1 mm (or mrad) more in each frame is n of them at h<n>."""
+    def drift(context, action):
+        return truth(context, action) + 0.001 * torch.arange(1, action.shape[2] + 1)[:, None]
+    result = evaluation.dynamics(build(folder, drift), folder)
+    for h in (1, 10, 50, 100):
+        for group in GROUPS:
+            for word in 'rmse', 'median', 'p95':
+                assert result[f'{word}_{group}_h{h}'] == pytest.approx(0.001 * h, rel=1e-3, abs=1e-6)
+    for word in ('', '_motor', '_joint'): assert result['one_step_mse' + word] == pytest.approx(1e-6, rel=0.01)
+    sigma = np.array(read_meta(folder)['stats']['state']['std'])
+    assert result['one_step_sigma'] == pytest.approx((1e-6 / sigma ** 2).mean(), rel=0.01)
+
+
+def test_windows_that_ran_away(folder, truth):
+    """Off by more than half a radian at any time, in any joint; other units do not count; the median forgives it."""
+    def run(dim, size, step):
+        def away(context, action):
+            state = truth(context, action)
+            if action.shape[2] > 1: state[truth.rows(context) % 4 == 0, step, dim] += size
+            return state
+        return evaluation.dynamics(build(folder, away), folder)
+    store = Store(folder, 'val', {'state': range(HISTORY + 100)})
+    share = ((store.locate(np.arange(99))[1] + HISTORY - 1) % 4 == 0).mean()
+    for dim in (1, 3):
+        for step in (0, 49, 99):
+            far, near = run(dim, -0.51, step), run(dim, 0.49, step)
+            assert far['diverged'] == pytest.approx(share) and near['diverged'] == 0
+    assert far['rmse_joint_h100'] == pytest.approx(0.51 * np.sqrt(share / 2), rel=1e-4)
+    assert far['median_joint_h100'] == 0 and far['p95_joint_h100'] == pytest.approx(0.51 / np.sqrt(2), rel=1e-4)
+    for dim in (0, 2, 4): assert run(dim, 9.0, 5)['diverged'] == 0
+
+
+def test_disagreement_against_error(folder, truth):
+    """Frame 50 of both, the error in std of the state; nothing to say about one member."""
+    rng = np.random.default_rng(0)
+    size = torch.from_numpy(rng.lognormal(size=(len(truth.state), 100, 5)).astype(np.float32))
+    doubt = torch.from_numpy(rng.lognormal(size=(len(truth.state), 100)).astype(np.float32))
+
+    def noisy(context, action):
+        rows, K = truth.rows(context), action.shape[2]
+        return truth(context, action) + size[rows, :K], doubt[rows, :K] + 0.1 * size[rows, :K, 4]
+    model = build(folder, noisy)
+    result = evaluation.dynamics(model, folder, batch_size=10)
+    rows = np.concatenate([truth.rows(c) for c, a, chunk in model.calls if a.shape[2] == 100 and chunk == 1])
+    sigma = model.state_std.numpy()
+    error = np.sqrt(((size[rows, 49].numpy() / sigma) ** 2).mean(-1))
+    expected = spearmanr((doubt + 0.1 * size[:, :, 4])[rows, 49], error).statistic
+    assert result['spearman_h50'] == pytest.approx(expected, abs=1e-5) and abs(expected) > 0.01
+    assert 'spearman_h50' not in evaluation.dynamics(build(folder, truth, members=1), folder, every_frame=False)
+
+
+def test_intervals_are_over_episodes(folder, truth):
+    """What bootstrap makes of the clips' squared errors, whole episodes at a time."""
+    factor = torch.linspace(0.01, 1, len(truth.state))[:, None, None]
+    model = build(folder, lambda context, action: truth(context, action) + factor[truth.rows(context)])
+    result = evaluation.dynamics(model, folder, every_frame=False)
+    rows = np.concatenate([truth.rows(context) for context, _, chunk in model.calls if chunk == 1])
+    episode = np.searchsorted(truth.spans[:, 1], rows, side='right')
+    own = bootstrap(factor[rows].numpy().ravel(), episode, lambda e: np.sqrt((e ** 2).mean()), n=20, seed=42)
+    assert result['rmse_motor_h50_ci'] == pytest.approx(own, rel=1e-4) and own[0] < result['rmse_motor_h50'] < own[1]
+
+
+# ---- the other predictors, by hand ----
+
+def by_hand(name, state, past, action, t):
+    """State t + 1 frames after the context. state (H, 5), past (H-1, 2), action (K, 2), all float64."""
+    now = state[-1].copy()
+    if name == 'persistence': return now
+    if name == 'constant_velocity':
+        q, v = now[[3, 1]] + now[[0, 2]] * (t + 1) / FPS, now[[0, 2]]
+        now[4] += (state[-1, 4] - state[-2, 4]) * (t + 1)            # nothing measures its rate
+    if name == 'hold': q, v = past[-1], np.zeros(2)
+    if name == 'servo': q, v = action[t], (action[t] - (action[t - 1] if t else past[-1])) * FPS
+    now[[3, 1]], now[[0, 2]] = q, v
+    return now
+
+
+@pytest.mark.parametrize('name', ('persistence', 'constant_velocity', 'hold', 'servo'))
+def test_simple_predictors_by_hand(folder, truth, name):
+    """Window by window, frame by frame: where each predictor is, what its errors come to, one step too."""
+    model = build(folder, truth)
+    result = evaluation.dynamics(model, folder, n_clips=20)
+    errors, one_step = [], []
+    for context, action, chunk in model.calls:
+        if chunk != 1: continue
+        for row, state, past, acts in zip(truth.rows(context), context['state'].double().numpy(),
+                                          context['action'].double().numpy(), action[:, 0].double().numpy()):
+            guess = np.stack([by_hand(name, state, past, acts, t) for t in range(len(acts))])
+            error = guess - truth.state[row + 1:row + 1 + len(acts)]
+            (errors if len(acts) == 100 else one_step).append(error)
+    table, errors, one_step = result['baselines'][name], np.stack(errors), np.stack(one_step)
+    assert len(errors) == result['n_clips'] == 20 and len(one_step) == result['n_targets']
+    for group, dims in ((key, g['dims']) for key, g in GROUPS.items()):
+        own = np.sqrt((errors[:, :, dims] ** 2).mean(-1))
+        for h in (1, 10, 50, 100):
+            assert table[f'rmse_{group}_h{h}'] == pytest.approx(np.sqrt((own[:, h - 1] ** 2).mean()), rel=1e-4)
+            assert table[f'median_{group}_h{h}'] == pytest.approx(np.median(own[:, h - 1]), rel=1e-4)
+            assert table[f'p95_{group}_h{h}'] == pytest.approx(np.quantile(own[:, h - 1], 0.95), rel=1e-4)
+        assert table[f'one_step_mse_{group}'] == pytest.approx((one_step[:, 0, dims] ** 2).mean(), rel=1e-4)
+    sigma = model.state_std.numpy()
+    assert table['one_step_sigma'] == pytest.approx(((one_step[:, 0] / sigma) ** 2).mean(), rel=1e-4)
+    assert table['one_step_mse'] == pytest.approx((one_step ** 2).mean(), rel=1e-4)
+    assert table['diverged'] == pytest.approx((np.abs(errors[:, :, [1, 3]]) > 0.5).any((1, 2)).mean())
+
+
+def test_one_step_takes_every_frame_once(folder, truth):
+    """From the third frame on, each frame of each val episode is a target once, with all the context it can have."""
+    model = build(folder, truth)
+    result = evaluation.dynamics(model, folder, batch_size=7)
+    seen = {}
+    for context, action, _ in (call for call in model.calls if call[1].shape[2] == 1):
+        for row in truth.rows(context):
+            assert row not in seen
+            seen[row] = context['state'].shape[1]
+    wanted = {a + n - 1: min(n, HISTORY) for a, b in truth.spans for n in range(2, b - a)}
+    assert seen == wanted and result['n_targets'] == sum(b - a - 2 for a, b in truth.spans)
+
+
+def test_one_step_on_the_clips_only(folder, truth):
+    """every_frame=False: the first frame of the clips' own rollouts, no more calls."""
+    def off(context, action): return truth(context, action) + 0.01
+    model = build(folder, off)
+    result = evaluation.dynamics(model, folder, n_clips=11, every_frame=False)
+    assert len(model.calls) == 2 and result['n_targets'] == 11
+    assert result['one_step_mse'] == pytest.approx(1e-4, rel=1e-3)
+
+
+# ---- a real model: seeds, batches, ranks, intervals, a picture ----
+
+def test_result_is_json_and_blind_to_batches(folder):
+    model = build(folder)
+    results = [evaluation.dynamics(model, folder, n_clips=23, batch_size=n, lags=(1,)) for n in (4, 64)]
+    assert json.loads(json.dumps(results[0], allow_nan=False)) == results[0]
+
+    def compare(a, b):
+        assert a.keys() == b.keys()
+        for key in a:
+            if isinstance(a[key], dict): compare(a[key], b[key])
+            else: assert a[key] == (b[key] if isinstance(b[key], str) else pytest.approx(b[key], rel=1e-3, abs=1e-5))
+    compare(*results)
+    names = scores(results[0], 'rmse')
+    for key in (key for key in names if not key.endswith('_ci')):
+        low, high = names[key + '_ci']
+        assert low <= names[key] <= high and low < high, key
+    other = evaluation.dynamics(model, folder, n_clips=23, lags=(1,), seed=1)
+    assert other['rmse_joint_h10'] != results[0]['rmse_joint_h10'] and other['one_step_mse'] == pytest.approx(
+        results[0]['one_step_mse'], rel=1e-3)                        # every frame: no clips to draw
+
+
+def test_ranks_share_the_work(folder, truth, monkeypatch):
+    """Two ranks, one after the other; what the first gathers is what one alone finds."""
+    model, parts = build(folder), {}
+    asked = dict(n_clips=23, batch_size=5, lags=(1,))
+    alone = evaluation.dynamics(model, folder, **asked)
+    for rank in (1, 0):
+        count = iter(range(2))
+
+        def gather(rows, world, rank=rank, count=count):
+            parts[rank, i := next(count)] = rows
+            return rows + parts[1, i] if rank == 0 else rows
+        monkeypatch.setattr(evaluation, 'gather', gather)
+        shared = evaluation.dynamics(model, folder, rank=rank, world=2, **asked)
+    assert [[row[0] for row in parts[rank, 0]] for rank in (0, 1)] == [[0, 10, 20], [5, 15]]
+    assert shared['n_targets'] == alone['n_targets'] and parts[1, 1][0][1] > 100
+    assert shared['rmse_joint_h100'] == alone['rmse_joint_h100']
+    assert shared['one_step_mse'] == pytest.approx(alone['one_step_mse'], rel=1e-6)
+    assert shared['rmse_motor_h50_ci'] == alone['rmse_motor_h50_ci']
+
+
+def test_a_chunked_rollout_is_reported(folder):
+    model = build(folder)
+    result = evaluation.dynamics(model, folder, n_clips=9, every_frame=False)
+    chunked = result['chunked']
+    assert chunked['chunk'] == 4 and 0 < chunked['distance_h100'] and 'rmse_joint_h100' in chunked
+    assert chunked['rmse_joint_h1'] != result['rmse_joint_h1']       # it sees history - chunk + 1 = 5 frames of the 8
+
+
+def test_data_without_groups_and_commands(tmp_path):
+    """One group, `state`; nothing to obey; constant velocity by differences."""
+    plain = make_robot(tmp_path, q_index=None, groups=None)
+    result = evaluation.dynamics(build(plain, Truth(plain), action_repr='absolute', q_index=()), plain)
+    assert set(result['baselines']) == {'persistence', 'constant_velocity', 'least_squares_1', 'least_squares_4'}
+    assert result['rmse_state_h100'] == 0 and result['units'] == {'state': ''} and result['diverged'] == 0
+    rows = np.load(f'{plain}/val/state.npy')
+    context = {'state': torch.from_numpy(rows[None, :4]), 'action': torch.zeros(1, 3, 2)}
+    guess = evaluation.simple(read_meta(plain))['constant_velocity'](context, torch.zeros(1, 1, 3, 2))[0, 2]
+    assert np.allclose(guess, rows[3] + 3 * (rows[3] - rows[2]), atol=1e-5)
+
+
+def test_the_script(folder, tmp_path):
+    """train.py, then eval.py by hand: one JSON line, the picture beside it, keys of other protocols refused."""
+    root, name = os.path.split(folder)
+    pytest.importorskip('matplotlib', reason="needs: pip install -e '.[plot]'")
+    script('train.py', '--model=arx5_gpt', f'--dataset={name}', f'--data_dir={root}', f'--out_dir={tmp_path}/out',
+           '--depth=1', '--heads=2', '--hidden=16', f'--history={HISTORY}', '--batch_size=8', '--max_steps=3',
+           '--device=cpu', '--val_batches=1', '--eval_every=3', '--best_metric=eval/rmse_joint_h100')
+    meta = json.load(open(tmp_path / 'out' / 'step_0000003' / 'meta.json'))
+    text, _ = script('eval.py', f'--ckpt={tmp_path}/out', '--n_clips=6', f'--png={tmp_path}/arm.png', '--device=cpu')
+    line, = text.strip().splitlines()
+    result = json.loads(line)
+    assert result['protocol'] == 'dynamics' and result['n_clips'] == 6 and result['dataset'] == 'robot'
+    assert meta['metrics']['eval/one_step_mse'] == pytest.approx(result['one_step_mse'], rel=1e-4)
+    assert (tmp_path / 'arm.png').read_bytes().startswith(b'\x89PNG') and not list(tmp_path.glob('*.part*'))
+    for flags, words in ((['--protocol=video'], 'arx5_gpt is judged by dynamics, plan'),
+                         (['--knots=3'], '--knots: the dynamics protocol has no such key'),
+                         (['--protocol=plan'], 'meta.json names no simulator (env); plan on arx5_default')):
+        _, errors = script('eval.py', f'--ckpt={tmp_path}/out', '--device=cpu', *flags, code=1)
+        assert words in errors and len(errors.strip().splitlines()) == 1
+
+
+# ---- what the user can mend ----
+
+@pytest.mark.parametrize('key', ('state', 'action'))
+def test_rows_that_are_not_finite(tmp_path, key):
+    """One line names file, row and episode."""
+    folder = make_robot(tmp_path)
+    model, path = build(folder), f'{folder}/val/{key}.npy'
+    rows, spans = np.load(path), np.load(f'{folder}/val/episodes.npy')
+    rows[spans[1, 0] + 60, 1] = np.nan
+    np.save(path, rows)
+    with pytest.raises(SystemExit) as stop: evaluation.dynamics(model, folder)
+    text = str(stop.value)
+    assert f'{path}: a value soon after row' in text and 'in episode 1, is not finite' in text and '\n' not in text
+    row = int(text.split('row ')[1].split(',')[0])
+    assert row <= spans[1, 0] + 60 < row + HISTORY + 100
+
+
+@pytest.mark.parametrize('evaluator', (evaluation.dynamics, evaluation.plan))
+@pytest.mark.parametrize('over, words', [
+    (dict(state_dim=6), 'has state_dim = 5, the model was trained with 6'),
+    (dict(action_dim=3, q_index=(0, 1, 2)), 'has action_dim = 2, the model was trained with 3')])
+def test_a_model_of_another_robot(folder, evaluator, over, words):
+    model = SimpleNamespace(cfg=arx5_gpt.Config(**dict(state_dim=5, action_dim=2, history=HISTORY) | over))
+    with pytest.raises(SystemExit, match=words): evaluator(model, folder)
+
+
+def test_too_short_to_judge(folder, truth):
+    with pytest.raises(SystemExit, match='a window spans 141 frames, the longest of 3 episodes has 140'):
+        evaluation.dynamics(build(folder, truth), folder, n_context=41)
+    with pytest.raises(SystemExit, match='meta.json names no simulator'): evaluation.plan(build(folder), folder)
+
+
+# ---- plan ----
+
+@pytest.fixture(scope='module')
+def arm(tmp_path_factory):
+    """Two episodes of the simulated arm, one of them to plan on."""
+    pytest.importorskip('mujoco', reason="needs: pip install -e '.[arx5]'")
+    from data.arx5 import prepare
+    folder, argv = str(tmp_path_factory.mktemp('arm') / 'arx5_default'), sys.argv
+    sys.argv = ['prepare.py', f'--out={folder}', '--limit=2', '--workers=1']
+    try: prepare.main()
+    finally: sys.argv = argv
+    return folder
+
+
+def test_plan_with_the_simulator_in_the_models_place(arm):
+    """What the planner reaches when its model is the truth; the model's row is then the simulator's own."""
+    from data.arx5.env import Simulator
+    model = build(arm, state_dim=14, action_dim=7, q_index=tuple(range(7)))
+    model.rollout = Simulator().rollout
+    result = evaluation.plan(model, arm, n_clips=6, horizon=30, knots=3, n_samples=64, n_iters=6)
+    json.dumps(result, allow_nan=False)
+    assert result['success_simulator'] >= 0.8 and result['error_simulator'] < 0.05
+    assert (result['success'], result['error']) == (result['success_simulator'], result['error_simulator'])
+    assert result['error_simulator'] < 0.5 * min(result['error_hold'], result['error_straight'])
+    assert (result['n_clips'], result['horizon'], result['knots']) == (6, 30, 3)
+
+
+def test_plan_through_a_model(arm):
+    """An untrained model that says `nothing moves`: planning finishes, and reaches little."""
+    model = build(arm, state_dim=14, action_dim=7, q_index=tuple(range(7)), state_pred='residual')
+    result = evaluation.plan(model, arm, n_clips=3, horizon=20, knots=2, n_samples=16, n_iters=2)
+    for key in ('error', 'error_simulator', 'error_hold', 'error_straight'): assert np.isfinite(result[key])
+    assert result['error'] > result['error_simulator'] and 0 <= result['success'] <= 1
+    again = evaluation.plan(model, arm, n_clips=3, horizon=20, knots=2, n_samples=16, n_iters=2)
+    assert {k: v for k, v in again.items() if 'seconds' not in k} == {
+        k: v for k, v in result.items() if 'seconds' not in k}
+
+
+def test_planned_commands_keep_the_speed_of_the_data(arm, monkeypatch):
+    """No command is further from the one before than any in the data; the first follows the last of the context; the
+    goal is where the recorded arm was `horizon` frames later; costs are of joints in rad, the gripper left out."""
+    from data.arx5 import env as arx5
+    asked, stats = [], read_meta(arm)['stats']
+
+    class Watched:
+        def __init__(self, contact): assert contact is False
+
+        def rollout(self, context, action):
+            asked.append((context, action))
+            B, N, K, _ = action.shape
+            state = context['state'][:, None, -1:].repeat(1, N, K, 1)
+            state[..., :7] = action                                  # an arm that obeys
+            return {'state': state}
+    monkeypatch.setattr(arx5, 'Simulator', Watched)
+    model = build(arm, state_dim=14, action_dim=7, q_index=tuple(range(7)))
+    model.rollout = Watched(False).rollout
+    result = evaluation.plan(model, arm, n_clips=4, horizon=20, knots=2, n_samples=16, n_iters=2)
+    slow, fast = (torch.tensor(stats['delta_prev'][k]) for k in ('min', 'max'))
+    for context, action in asked:
+        path = torch.cat([context['action'][:, -1:, None].transpose(1, 2).expand(-1, action.shape[1], -1, -1), action], 2)
+        assert (path.diff(dim=2) <= fast + 1e-5).all() and (path.diff(dim=2) >= slow - 1e-5).all()
+    val = np.load(f'{arm}/val/state.npy')
+    (context, hold), (_, straight) = asked[:2]
+    row = {state.tobytes(): i for i, state in enumerate(val)}
+    goal = np.stack([val[row[s[-1].numpy().tobytes()] + 20, :7] for s in context['state']])
+    errors = {}
+    for name, action in ('hold', hold), ('straight', straight):
+        error = np.abs(action[:, 0, -1].numpy() - goal)[:, :6].max(1)
+        assert result[f'error_{name}'] == pytest.approx(error.mean(), rel=1e-4)
+        assert result[f'success_{name}'] == (error < 0.05).mean()
+        errors[name] = error
+    last = context['action'][:, -1].numpy()
+    assert np.allclose(hold[:, 0].numpy(), last[:, None], atol=1e-6)
+    free = torch.isclose(straight[:, 0, 1:-1].diff(dim=1), straight[:, 0, 2:].diff(dim=1), atol=1e-4)
+    assert errors['straight'].mean() < errors['hold'].mean() and free.float().mean() > 0.5        # straight lines
