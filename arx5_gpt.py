@@ -59,6 +59,7 @@ class Config:
     noise_steps: int = 50_000     # linear ramp of the noise from 0
     noise_target: str = 'clean'   # differences count from the state: clean | corrective (as the network saw it)
     unroll: int = 1               # passes over a window; from the second on, states are predictions of the one before
+    velocity: bool = False        # also show s_t - s_{t-1} to the network: for robots that do not measure velocities
     chunk: int = 16               # rollout: new frames per window; 1 = exact sliding window, more reuse keys and values
 
 
@@ -70,13 +71,13 @@ def check(cfg):
         assert getattr(cfg, key) in allowed, f'{key} = {getattr(cfg, key)!r}: choose one of {", ".join(allowed)}'
     for key, low, high in (('members', 1, math.inf), ('depth', 1, math.inf), ('history', 1, math.inf),
                            ('noise', 0, math.inf), ('noise_steps', 1, math.inf), ('unroll', 1, cfg.history),
-                           ('chunk', 1, cfg.history)):
+                           ('chunk', 1, math.inf), ('heads', 1, cfg.hidden)):
         assert low <= getattr(cfg, key) <= high, f'{key} = {getattr(cfg, key)}: must lie in {low}..{high}'
     assert cfg.hidden % cfg.heads == 0, f'hidden = {cfg.hidden}: no multiple of heads = {cfg.heads}'
     if cfg.action_repr == 'delta':
         assert cfg.q_index, "action_repr = 'delta' is a - q, but the dataset's meta.json has no q_index (which state " \
             'entry each action commands); make the data with it, or use --action_repr=absolute'
-        assert len(cfg.q_index) == cfg.action_dim and max(cfg.q_index) < cfg.state_dim, \
+        assert len(cfg.q_index) == cfg.action_dim and {*cfg.q_index} <= {*range(cfg.state_dim)}, \
             f'q_index = {cfg.q_index}: want {cfg.action_dim} entries (one per action) below state_dim = {cfg.state_dim}'
 
 
@@ -109,9 +110,8 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(members, dim)) if bias else None
 
     def forward(self, x):
-        y = F.layer_norm(x, x.shape[-1:], eps=1e-5)                  # every member has its own gain: affine by hand
-        gain = self.weight[:, None, None]
-        return y * gain if self.bias is None else torch.addcmul(self.bias[:, None, None], y, gain)
+        bias = [None] * len(x) if self.bias is None else self.bias   # member by member: cheaper than gains by hand
+        return torch.stack([F.layer_norm(y, y.shape[-1:], *own, 1e-5) for y, *own in zip(x, self.weight, bias)])
 
 
 class Attention(nn.Module):
@@ -124,8 +124,8 @@ class Attention(nn.Module):
     def forward(self, x, past=None):
         """x (E, B, T, C); past = (k, v) of earlier tokens -> output (E, B, T, C), (k, v) of all tokens so far."""
         E, B, T, C = x.shape
-        qkv = self.c_attn(x).view(E * B, T, 3, self.heads, C // self.heads)        # members are just more windows here
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                       # each (E*B, nh, T, hs)
+        q, k, v = (y.reshape(E * B, T, self.heads, -1).transpose(1, 2)             # each (E*B, nh, T, hs): members
+                   for y in self.c_attn(x).split(C, -1))                           # are just more windows here
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         y = causal_attention(q, k, v).transpose(1, 2).reshape(E, B, T, C)
@@ -176,7 +176,8 @@ class Model(nn.Module):
         super().__init__()
         check(cfg)
         self.cfg = cfg
-        self.in_proj = Linear(cfg.members, cfg.state_dim + cfg.action_dim, cfg.hidden, True)
+        inputs = cfg.state_dim * (1 + cfg.velocity) + cfg.action_dim
+        self.in_proj = Linear(cfg.members, inputs, cfg.hidden, True)
         self.transformer = nn.ModuleDict({                           # nanoGPT's names
             'wpe': Positions(cfg),
             'h': nn.ModuleList([Block(cfg) for _ in range(cfg.depth)]),
@@ -222,10 +223,17 @@ class Model(nn.Module):
             return state + self.delta_state_mean, floor(self.delta_state_std)
         return state, floor(self.state_std)                          # residual
 
-    def tokens(self, state, action, previous=None):
-        """state (..., S), action (..., A) and the actions before (delta_prev only), data units -> (..., S+A)."""
+    def tokens(self, state, action, previous=None, earlier=None):
+        """
+        state (..., T, S), action (..., T, A) and the actions before (delta_prev only), data units -> (..., T, S+A);
+        with `velocity` S more. earlier (..., 1, S): the state before the first; a window knows of none.
+        """
         origin, scale = self.action_frame(state, previous)
-        return torch.cat([(state - self.state_mean) / floor(self.state_std), (action - origin) / scale], -1)
+        x = [(state - self.state_mean) / floor(self.state_std), (action - origin) / scale]
+        if self.cfg.velocity:
+            both = torch.cat([state[..., :1, :] if earlier is None else earlier, state], -2)
+            x.append(both.diff(dim=-2) / floor(self.delta_state_std))
+        return torch.cat(x, -1)
 
     # ---- training ----
 
@@ -285,7 +293,7 @@ class Model(nn.Module):
         context + steps <= history. noise is part of the contract and unused: nothing is drawn here.
         """
         (B, N, K, _), E, history = action.shape, self.cfg.members, self.cfg.history
-        chunk = chunk or self.cfg.chunk
+        chunk = chunk or min(self.cfg.chunk, history)
         assert 1 <= chunk <= history, f'chunk = {chunk}: must lie in 1..history = {history}'
 
         def spread(x):                                               # (B, ...) -> (B*N, ...)
@@ -306,7 +314,8 @@ class Model(nn.Module):
                 cache, lo = [], last - keep
             now = s[:, :, lo:last]
             inputs = [x[:, lo:last].expand(E, -1, -1, -1) if x is not None else None for x in (a, before)]
-            out, cache = self.net(self.tokens(now, *inputs), cache)
+            earlier = s[:, :, lo - 1:lo] if cache else None
+            out, cache = self.net(self.tokens(now, *inputs, earlier), cache)
             s[:, :, last] = self.predict(now[:, :, -1], out[:, :, -1].float())
         new = s[:, :, H:].unflatten(1, (B, N))                       # (E, B, N, K, S)
         std = new.std(0) if E > 1 else torch.zeros_like(new[0])
@@ -334,10 +343,10 @@ class Model(nn.Module):
     def flops_per_sample(self):
         """
         Matmul FLOPs of one window through one member, forward + backward = 3 x forward. Per token: 12 C^2 weights and
-        2 C per attended token in each block, (S + A) C in, C S out.
+        2 C per attended token in each block, (S + A) C in (`velocity`: S more), C S out.
         """
         cfg, C, T = self.cfg, self.cfg.hidden, self.cfg.history
-        token = cfg.depth * (12 * C * C + 2 * C * T) + (2 * cfg.state_dim + cfg.action_dim) * C
+        token = cfg.depth * (12 * C * C + 2 * C * T) + ((2 + cfg.velocity) * cfg.state_dim + cfg.action_dim) * C
         return cfg.unroll * 3 * 2 * T * token
 
     # ---- one member as a plain nanoGPT; the published layout ----
@@ -374,7 +383,10 @@ class Model(nn.Module):
             if stats.get(key) != saved[key]:
                 sys.exit(f'{src}: normalization_stats.json says {key} = {stats.get(key)}, params.pt says {saved[key]}; '
                          'they belong to different checkpoints')
-        model = cls(Config(**saved['model_args'] | over))
+        try:
+            model = cls(Config(**saved['model_args'] | over))
+        except TypeError as error:                                   # a Config field that came or went since
+            sys.exit(f'{src}/params/params.pt does not fit arx5_gpt.py: {error}')
         for name, buffer in model.named_buffers():
             if name == 'q_index': continue
             if len(stats.get(name, ())) != len(buffer):

@@ -20,23 +20,23 @@ def plan(rollout, context, cost, horizon, low, high, *, n_samples=128, n_iters=8
          generator=None):
     """
     context: batch dict (B, ...). rollout(context, action (B, N, K, A)) -> dict of (B, N, K, ...); cost(dict) -> (B, N).
-    horizon K; low, high (A,) bounds in raw units; init (B, K, A): the first mean, default the middle. The first std is a
-    quarter of the range, so the whole of it is within two. -> the planned actions (B, K, A).
+    horizon K; low, high (A,): bounds in raw units; init (B, K, A): the first mean, default the middle. The first std
+    is a quarter of the range, so the whole of it is within two. -> the planned actions (B, K, A).
     """
     low, high = (torch.as_tensor(x, dtype=torch.float32) for x in (low, high))
-    assert low.shape == high.shape and (low <= high).all(), f'bounds {low.tolist()} and {high.tolist()}: want low <= high'
+    assert low.shape == high.shape and (low <= high).all(), f'{low.tolist()} to {high.tolist()}: want low <= high'
     assert 1 < n_elites <= n_samples, f'n_elites = {n_elites}: must lie in 2..n_samples = {n_samples}'
     some = next(iter(context.values()))
     B, device = len(some), some.device
     low, high = low.to(device), high.to(device)
-    mean = ((low + high) / 2).expand(B, horizon, -1) if init is None else init.to(device).float()
+    mean = ((low + high) / 2).expand(B, horizon, -1) if init is None else init.to(device).float().clamp(low, high)
     std = ((high - low) / 4).expand_as(mean)
     for _ in range(n_iters):
         z = torch.randn(B, n_samples, *mean.shape[1:], generator=generator, device=device)
         z[:, 0] = 0                                                  # the mean itself
         action = (mean[:, None] + std[:, None] * z).clamp(low, high)                     # (B, N, K, A)
         price = cost(rollout(context, action))                       # (B, N)
-        assert price.shape == (B, n_samples), f'cost gave {tuple(price.shape)}, want one number per future {B, n_samples}'
+        assert price.shape == (B, n_samples), f'cost gave {tuple(price.shape)}, want {B, n_samples}: one per future'
         best = price.nan_to_num(torch.inf).topk(n_elites, largest=False).indices         # a future that blew up is bad
         elites = action.gather(1, best[:, :, None, None].expand(-1, -1, *mean.shape[1:]))
         mean = smoothing * mean + (1 - smoothing) * elites.mean(1)

@@ -155,6 +155,8 @@ def dynamics(model, folder, n_clips=256, n_context=0, lags=(1, 4), every_frame=T
       diverged            share of windows in which something measured in rad was ever off by more than 0.5
       one_step_sigma      MSE of the next state in std of the state, mean over dims; one_step_mse(_<group>): raw units;
                           on all val frames from the third of an episode on, or (every_frame=False) on the clips only
+      own_loss            the training loss per member on val windows: comparable with published numbers of the same
+                          representation, and with nothing else
       spearman_h50        rank correlation of the ensemble's disagreement with its error
       chunked             the model with cached keys and values, and its rms distance to the exact sliding window
       baselines           the same for predictors without a network, see `simple` and `least_squares`
@@ -163,6 +165,8 @@ def dynamics(model, folder, n_clips=256, n_context=0, lags=(1, 4), every_frame=T
         from sample import curves, figure
         figure()                                                     # no matplotlib: say so before the work
     n_context = n_context or model.cfg.history
+    assert n_context >= 2, f'n_context = {n_context}: velocities and past commands take two frames, set --n_context=2'
+    assert min(lags, default=1) >= 1, f'lags = {lags}: least squares want at least one frame each'
     store = Store(folder, 'val', {'state': range(n_context + 100), 'action': range(n_context + 99)})
     fits(model.cfg, store)
     meta, sigma, device = store.meta, model.state_std.double().cpu().numpy(), model.state_std.device
@@ -195,6 +199,7 @@ def dynamics(model, folder, n_clips=256, n_context=0, lags=(1, 4), every_frame=T
     square = np.stack([(errors['model'][:, h - 1, groups[name]['dims']] ** 2).mean(-1) for name, h in names], -1)
     low, high = bootstrap(square, episode, lambda s: np.sqrt(s.mean(0)), seed=seed)              # (clips, names)
     result |= {f'rmse_{name}_h{h}_ci': [low[i], high[i]] for i, (name, h) in enumerate(names)}
+    result['own_loss'] = own_loss(model, folder, 4 * n_clips, batch_size, device, rng)
     if model.cfg.members > 1:
         doubt = np.concatenate([row[2] for row in rows])
         result['spearman_h50'] = spearman(doubt, np.sqrt(((errors['model'][:, 49] / sigma) ** 2).mean(-1)))
@@ -214,15 +219,31 @@ def fits(cfg, store):
 
 def cut(store, ids, n_context, device):
     """Windows -> context, action (B, 1, K, A), true states after the context (B, K, S) float64."""
-    clips = {key: value.to(device) for key, value in store.windows_at(ids).items()}
+    clips = {key: value.to(device) for key, value in finite(store, ids).items()}
+    context = {'state': clips['state'][:, :n_context], 'action': clips['action'][:, :n_context - 1]}
+    return context, clips['action'][:, None, n_context - 1:], clips['state'][:, n_context:].double()
+
+
+def finite(store, ids):
+    """The windows, or one line about a number in them that is none."""
+    clips = store.windows_at(ids)
     for key in ('state', 'action'):
         bad = ~torch.isfinite(clips[key].flatten(1)).all(1)
         if bad.any():
             episode, row = (int(x[bad.nonzero()[0, 0]]) for x in store.locate(ids))
             sys.exit(f'{store.folder}/{store.split}/{key}.npy: a value soon after row {row}, in episode {episode}, is '
                      'not finite; make the data again')
-    context = {'state': clips['state'][:, :n_context], 'action': clips['action'][:, :n_context - 1]}
-    return context, clips['action'][:, None, n_context - 1:], clips['state'][:, n_context:].double()
+    return clips
+
+
+def own_loss(model, folder, n, batch_size, device, rng):
+    store = Store(folder, 'val', sys.modules[type(model).__module__].windows(model.cfg))
+    ids = np.sort(rng.choice(len(store), min(n, len(store)), replace=False))
+    batches, total = [ids[i:i + batch_size] for i in range(0, len(ids), batch_size)], 0.0
+    for batch in batches:
+        with torch.no_grad(): out = model({key: value.to(device) for key, value in store.windows_at(batch).items()})
+        total += out['loss_member'].item() * len(batch)
+    return total / len(ids)
 
 
 def rms(x): return np.sqrt((x ** 2).mean())
@@ -268,7 +289,7 @@ def one_step(predictors, folder, n_context, device, batch_size, rank, world, qui
 def simple(meta):
     """Predictors that need no data: (context, action (B, 1, K, A)) -> (B, K, S)."""
     groups, q, fps = meta.get('groups', {}), meta.get('q_index'), meta['fps']
-    rates = [(g['dims'], groups[g['rate_of']]['dims']) for g in groups.values() if 'rate_of' in g]  # of velocities
+    rates = [(g['dims'], groups[g['rate_of']]['dims']) for g in groups.values() if 'rate_of' in g]  # velocity, position
 
     def persistence(context, action):
         return context['state'][:, -1:].repeat(1, action.shape[2], 1)
@@ -283,6 +304,7 @@ def simple(meta):
         state = context['state'][:, -1:].repeat(1, commands.shape[1] - 1, 1)
         state[..., q] = commands[:, 1:]
         for velocity, position in rates:
+            if not {*position} <= {*q}: continue                     # nobody commands it: it keeps its velocity
             state[..., velocity] = commands.diff(dim=1)[..., [q.index(d) for d in position]] * fps
         return state
 
@@ -300,7 +322,7 @@ def least_squares(folder, lags):
     """s' = W [s, a of the last `lags` frames; 1], fitted to the train split, rolled out on its own predictions."""
     store, R = Store(folder, 'train', {'state': range(lags + 1), 'action': range(lags)}), None
     for ids in np.array_split(np.arange(len(store)), len(store) // 50_000 + 1):
-        rows = {key: value.double() for key, value in store.windows_at(ids).items()}
+        rows = {key: value.double() for key, value in finite(store, ids).items()}
         x = [rows['state'][:, :-1].flatten(1), rows['action'].flatten(1), torch.ones(len(ids), 1).double()]
         table = torch.cat([*x, rows['state'][:, -1]], 1)
         R = torch.linalg.qr(table if R is None else torch.cat([R, table]), mode='r')[1]          # QR of all rows so far
@@ -335,8 +357,8 @@ def plan(model, folder, n_clips=16, horizon=50, knots=2, n_samples=128, n_iters=
     store = Store(folder, 'val', {'state': range(n_context + horizon), 'action': range(n_context + horizon - 1)})
     fits(model.cfg, store)
     meta = store.meta
-    if 'env' not in meta:
-        sys.exit(f'plan protocol: {folder}/meta.json names no simulator (env); plan on arx5_default')
+    if not {'env', 'q_index', 'groups'} <= meta.keys():
+        sys.exit(f'plan protocol: {folder}/meta.json names no simulator (env, q_index, groups); plan on arx5_default')
     robot = importlib.import_module(meta['env']).Simulator(contact=meta.get('contact', False))
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.choice(len(store), min(n_clips, len(store)), replace=False))

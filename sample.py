@@ -130,7 +130,7 @@ def imagine(model, folder, n, device):
 
 
 def arms(model, folder, device):
-    """The robot's own drawing, from its env.py: truth above, below the dream over the truth -> (T, h, w, 3) per clip."""
+    """The robot's own drawing, by its env.py: truth above; dream over truth below -> (T, h, w, 3) per clip."""
     context, action, truth, meta = imagine(model, folder, n_clips, device)
     env = importlib.import_module(meta['env'])
     new = model.rollout(context, action, chunk=1, progress=lambda r: tqdm(r, desc='dream', leave=False))['state'][:, 0]

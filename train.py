@@ -112,7 +112,8 @@ def say(line):
 
 
 for key, allowed in (('dtype', ('float32', 'bfloat16')), ('compile', (True, False)), ('best_mode', ('min', 'max')),
-                     ('data_on_device', ('auto', True, False)), ('lr_schedule', ('constant', 'cosine')), ('log', ('', 'tensorboard'))):
+                     ('data_on_device', ('auto', True, False)), ('lr_schedule', ('constant', 'cosine')),
+                     ('log', ('', 'tensorboard'))):
     stop_if(globals()[key] not in allowed, f'{key} = {globals()[key]!r}: choose one of {allowed}')
 for key, least in (('batch_size', 1), ('log_every', 1), ('val_batches', 1), ('micro_batch', 0), ('seed', 0)):
     stop_if(globals()[key] < least, f'{key} = {globals()[key]}: must be at least {least}')
@@ -305,7 +306,7 @@ while start < max_steps:
         say(f'step {step}/{max_steps} | val loss {metrics["val/loss"]:.4f}')
     if judge:
         metrics |= {f'eval/{k}': v for k, v in evaluate().items() if isinstance(v, float)}
-        say(f'step {step}/{max_steps} | ' + ' | '.join(f'{k} {v:.2f}' for k, v in metrics.items()))
+        say(f'step {step}/{max_steps} | ' + ' | '.join(f'{k} {v:.4g}' for k, v in metrics.items()))
     if metrics and master: logger.log(metrics, step)
 
     # save

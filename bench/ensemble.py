@@ -46,7 +46,7 @@ loader_steps = 20             # timed steps of --what=loader
 seed = 0                      # of weights, windows and commands
 device = 'auto'               # auto = cuda if there is one, else cpu
 threads = 1                   # CPU threads
-out = ''                      # JSON; '' = bench/results/ensemble_<what>_<device>.json
+out = ''                      # JSON; '' = bench/results/ensemble_<what>[_trained]_<device>.json
 
 SIZES = {'full': (128, dict(depth=6, heads=12, hidden=384)), 'cpu': (64, dict(depth=2, heads=4, hidden=64))}
 LR, DECAY, BETAS, CLIP = 3e-4, 0.1, (0.9, 0.95), 1.0             # as published
@@ -216,7 +216,8 @@ def step_rows(size):
     flops = len(data['state']) * model.flops_per_sample()
     return [dict(size=size, dtype=timing.dtype, windows=len(data['state']),
                  stacked_ms=median(took['stacked']) * 1e3, loop_ms=median(took['loop']) * 1e3, ratio=median(ratios),
-                 gflops=flops / median(took['stacked']) / 1e9, matmul_gflops=product_flops / median(took['matmul']) / 1e9,
+                 gflops=flops / median(took['stacked']) / 1e9,
+                 matmul_gflops=product_flops / median(took['matmul']) / 1e9,
                  **apart, ratios=ratios)]
 
 
@@ -290,15 +291,16 @@ def loader_rows(size):
     """Steps fed by Store and Prefetch as in train.py, from the disk and from memory (data_on_device)."""
     from data.loader import Store
     from data.writer import write
-    rows, (model, data) = [], build(size)
-    n, step = len(data['state']), stacked_step
+    rows, (model, noise) = [], build(size)
+    n = len(noise['state'])
     with tempfile.TemporaryDirectory() as folder:
         write(folder + '/set', random_episode, 144, seed=seed, val='0.111', workers=1, command='bench/ensemble.py',
               info={'source': 'noise', 'revision': '', 'fps': 50, 'units': {}})
         for held in (False, True):
             store = Store(folder + '/set', 'train', arx5_gpt.windows(model.cfg))
             if held: store.to(device)
-            took, waited = timing.fed(lambda i, store=store: store.batch(i, n, seed), lambda data: step(model, data))
+            took, waited = timing.fed(lambda i, store=store: store.batch(i, n, seed),
+                                      lambda data: stacked_step(model, data))
             rows.append(dict(size=size, dtype=timing.dtype, windows=n, data_on_device=held, ms=took * 1e3,
                              waited_ms=waited * 1e3, waited=waited / took))
     return rows
@@ -370,5 +372,5 @@ if __name__ == '__main__':
     if ckpt and what != 'rollout': sys.exit(f'ckpt = {ckpt!r} is for --what=rollout, not for {what}')
     torch.set_num_threads(threads)
     rows = measure()
-    timing.save(out, 'ensemble', what, rows, threads=threads, reps=reps)
+    timing.save(out, 'ensemble', what + '_trained' * bool(ckpt), rows, threads=threads, reps=reps)
     print(timing.table([{k: v for k, v in row.items() if k != 'ratios'} for row in rows]))

@@ -80,6 +80,8 @@ def statistics(x, binary=None):
 def differences(state, action, spans, q_index, padded):
     """What robots are modelled by, within episodes: s' - s, a - a_prev, and a - q, q the states that a commands."""
     state, action = state.astype(np.float64), action.astype(np.float64)
+    if q_index is not None and (len(q_index) != action.shape[1] or not {*q_index} <= {*range(state.shape[1])}):
+        sys.exit(f'q_index = {q_index}: want {action.shape[1]} state entries, one per action, of {state.shape[1]}')
     last = np.isin(np.arange(len(state)), spans[:, 1] - 1)                           # rows with no row after them
     first, real = np.isin(np.arange(len(state)), spans[:, 0]), ~(last & padded)      # real: not a padding action
     d = {'delta_state': np.diff(state, axis=0)[~last[:-1]], 'delta_prev': np.diff(action, axis=0)[(~first & real)[1:]]}

@@ -11,7 +11,8 @@ import torch
 from conftest import ROOT
 
 TINY = {   # a small Config of each model
-    'nanowm': dict(height=8, width=8, depth=4, hidden=32, heads=2, num_frames=3, action_dim=3, sample_steps=2)}
+    'nanowm': dict(height=8, width=8, depth=4, hidden=32, heads=2, num_frames=3, action_dim=3, sample_steps=2),
+    'arx5_gpt': dict(state_dim=5, action_dim=3, q_index=(4, 0, 2), depth=2, hidden=32, heads=2, history=6, chunk=3)}
 MODELS = sorted(os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, '*.py'))
                 if re.search(r'^class Model\(', open(path).read(), re.M))
 
@@ -22,10 +23,10 @@ def build(name):
     return M, M.Model(M.Config(**TINY[name]))
 
 
-def batch_of(M, cfg, B=3):
+def batch_of(M, cfg, B=4):
     frames = {key: len(offsets) for key, offsets in M.windows(cfg).items()}
-    shapes = {'latent': (cfg.channels, cfg.height, cfg.width), 'action': (cfg.action_dim,)}
-    return {key: torch.randn(B, n, *shapes[key]) for key, n in frames.items()}
+    dims = {'latent': ('channels', 'height', 'width'), 'action': ('action_dim',), 'state': ('state_dim',)}
+    return {key: torch.randn(B, n, *(getattr(cfg, dim) for dim in dims[key])) for key, n in frames.items()}
 
 
 def test_all_models_are_known():
@@ -81,7 +82,7 @@ def test_every_field_is_plain_and_commented(name):
         assert re.search(rf'^    {f.name}: .*  # \S', source, re.M), f'{f.name} has no comment'
 
 
-@pytest.mark.parametrize('script', ('train.py', 'sample.py', 'eval.py', 'bench/step.py'))
+@pytest.mark.parametrize('script', ('train.py', 'sample.py', 'eval.py', 'bench/step.py', 'bench/ensemble.py'))
 def test_every_key_is_commented(script):
     with open(os.path.join(ROOT, script)) as f:
         keys = re.findall(r'^[a-z]\w* = .*', re.split(r'^(?:config = |if __name__)', f.read(), flags=re.M)[0], re.M)
@@ -102,7 +103,8 @@ def test_overfits_one_batch(name):
     """The loss of one batch with fixed noise falls to a tenth."""
     M, model = build(name)
     batch = batch_of(M, model.cfg, B=2)
-    batch |= {'t': torch.tensor([[300, 600, 900], [100, 500, 999]]), 'noise': torch.randn_like(batch['latent'])}
+    if 'latent' in batch:
+        batch |= {'t': torch.tensor([[300, 600, 900], [100, 500, 999]]), 'noise': torch.randn_like(batch['latent'])}
     optimizer = model.configure_optimizers(3e-3, 0.0, (0.9, 0.99))
     first = model(batch)['loss'].item()
     for _ in range(150):
@@ -111,3 +113,18 @@ def test_overfits_one_batch(name):
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1 * first
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_rollout_keeps_the_contract(name):
+    """context (B, H, ...), action (B, N, K, A) -> (B, N, K, ...) of the same key, the new frames only, no gradient."""
+    M, model = build(name)
+    B, H, N, K, cfg = 2, 2, 3, 4, model.eval().cfg
+    key = 'state' if hasattr(cfg, 'state_dim') else 'latent'
+    frames = {k: v[:, :1].expand(B, H, *v.shape[2:]) for k, v in batch_of(M, cfg, B).items() if k == key}
+    context = frames | {'action': torch.randn(B, H - 1, cfg.action_dim)}
+    future = model.rollout(context, torch.randn(B, N, K, cfg.action_dim))
+    assert future[key].shape == (B, N, K, *frames[key].shape[2:]) and torch.isfinite(future[key]).all()
+    assert not any(value.requires_grad for value in future.values())
+    if getattr(cfg, 'members', 1) > 1:
+        assert future['state_std'].shape == future['state'].shape and future['disagreement'].shape == (B, N, K)

@@ -2,7 +2,7 @@
 import json
 import os
 import sys
-from functools import partial
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,13 +54,6 @@ def make_robot(root, n=10, val='0.3', seed=1, make=episode, name='robot', **info
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory): return make_robot(tmp_path_factory.mktemp('robots'))
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    """Intervals from 20 draws: 200 cost seconds and are not the matter here."""
-    def few(*args, n, **kw): return bootstrap(*args, n=20, **kw)
-    monkeypatch.setattr(evaluation, 'bootstrap', few)
 
 
 @pytest.fixture(scope='module')
@@ -160,21 +153,22 @@ def test_horizons_hit_their_frames(folder, truth):
 
 def test_windows_that_ran_away(folder, truth):
     """Off by more than half a radian at any time, in any joint; other units do not count; the median forgives it."""
-    def run(dim, size, step):
+    def run(*spoilt):
         def away(context, action):
             state = truth(context, action)
-            if action.shape[2] > 1: state[truth.rows(context) % 4 == 0, step, dim] += size
+            for dim, size, step in spoilt if action.shape[2] > 1 else ():
+                state[truth.rows(context) % 4 == 0, step, dim] += size
             return state
-        return evaluation.dynamics(build(folder, away), folder)
+        return evaluation.dynamics(build(folder, away), folder, lags=(), every_frame=False)
     store = Store(folder, 'val', {'state': range(HISTORY + 100)})
     share = ((store.locate(np.arange(99))[1] + HISTORY - 1) % 4 == 0).mean()
-    for dim in (1, 3):
-        for step in (0, 49, 99):
-            far, near = run(dim, -0.51, step), run(dim, 0.49, step)
-            assert far['diverged'] == pytest.approx(share) and near['diverged'] == 0
+    assert 0 < share < 0.5
+    for dim, step in ((1, 0), (3, 49), (3, 99)):
+        far = run((dim, -0.51, step))
+        assert far['diverged'] == pytest.approx(share)
     assert far['rmse_joint_h100'] == pytest.approx(0.51 * np.sqrt(share / 2), rel=1e-4)
     assert far['median_joint_h100'] == 0 and far['p95_joint_h100'] == pytest.approx(0.51 / np.sqrt(2), rel=1e-4)
-    for dim in (0, 2, 4): assert run(dim, 9.0, 5)['diverged'] == 0
+    assert run((1, 0.49, 3), (3, -0.49, 3), (0, 9.0, 5), (2, 9.0, 0), (4, -9.0, 99))['diverged'] == 0
 
 
 def test_disagreement_against_error(folder, truth):
@@ -203,7 +197,7 @@ def test_intervals_are_over_episodes(folder, truth):
     result = evaluation.dynamics(model, folder, every_frame=False)
     rows = np.concatenate([truth.rows(context) for context, _, chunk in model.calls if chunk == 1])
     episode = np.searchsorted(truth.spans[:, 1], rows, side='right')
-    own = bootstrap(factor[rows].numpy().ravel(), episode, lambda e: np.sqrt((e ** 2).mean()), n=20, seed=42)
+    own = bootstrap(factor[rows].numpy().ravel(), episode, lambda e: np.sqrt((e ** 2).mean()), n=1000, seed=42)
     assert result['rmse_motor_h50_ci'] == pytest.approx(own, rel=1e-4) and own[0] < result['rmse_motor_h50'] < own[1]
 
 
@@ -255,7 +249,7 @@ def test_one_step_takes_every_frame_once(folder, truth):
     model = build(folder, truth)
     result = evaluation.dynamics(model, folder, batch_size=7)
     seen = {}
-    for context, action, _ in (call for call in model.calls if call[1].shape[2] == 1):
+    for context, *_ in (call for call in model.calls if call[1].shape[2] == 1):
         for row in truth.rows(context):
             assert row not in seen
             seen[row] = context['state'].shape[1]
@@ -270,6 +264,17 @@ def test_one_step_on_the_clips_only(folder, truth):
     result = evaluation.dynamics(model, folder, n_clips=11, every_frame=False)
     assert len(model.calls) == 2 and result['n_targets'] == 11
     assert result['one_step_mse'] == pytest.approx(1e-4, rel=1e-3)
+
+
+def test_own_loss_is_the_val_loss_per_member(folder):
+    """Mean over all val windows and both members, though the last batch is smaller."""
+    model = build(folder, members=2)
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(torch.randn_like(p) * 0.1)
+    store = Store(folder, 'val', arx5_gpt.windows(model.cfg))
+    with torch.no_grad(): whole = model(store.windows_at(np.arange(len(store))))['loss'].item() / 2
+    result = evaluation.dynamics(model, folder, lags=(), every_frame=False, batch_size=50)
+    assert len(store) == 396 and result['own_loss'] == pytest.approx(whole, rel=1e-4)
 
 
 # ---- a real model: seeds, batches, ranks, intervals, a picture ----
@@ -294,24 +299,30 @@ def test_result_is_json_and_blind_to_batches(folder):
         results[0]['one_step_mse'], rel=1e-3)                        # every frame: no clips to draw
 
 
-def test_ranks_share_the_work(folder, truth, monkeypatch):
-    """Two ranks, one after the other; what the first gathers is what one alone finds."""
-    model, parts = build(folder), {}
+def test_ranks_share_the_work(folder, monkeypatch):
+    """Two ranks as two threads; both end up with what one alone finds, and no batch is rolled out twice."""
+    model, parts, barrier, results = build(folder), {}, threading.Barrier(2, timeout=60), {}
     asked = dict(n_clips=23, batch_size=5, lags=(1,))
     alone = evaluation.dynamics(model, folder, **asked)
-    for rank in (1, 0):
-        count = iter(range(2))
 
-        def gather(rows, world, rank=rank, count=count):
-            parts[rank, i := next(count)] = rows
-            return rows + parts[1, i] if rank == 0 else rows
-        monkeypatch.setattr(evaluation, 'gather', gather)
-        shared = evaluation.dynamics(model, folder, rank=rank, world=2, **asked)
+    def gather(rows, world):
+        rank, turn = int(threading.current_thread().name), len(parts) // 2
+        barrier.wait()
+        parts[rank, turn] = rows
+        barrier.wait()
+        return parts[0, turn] + parts[1, turn]
+    monkeypatch.setattr(evaluation, 'gather', gather)
+
+    def work(rank): results[rank] = evaluation.dynamics(model, folder, rank=rank, world=2, **asked)
+    threads = [threading.Thread(target=work, args=(rank,), name=str(rank)) for rank in range(2)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
     assert [[row[0] for row in parts[rank, 0]] for rank in (0, 1)] == [[0, 10, 20], [5, 15]]
-    assert shared['n_targets'] == alone['n_targets'] and parts[1, 1][0][1] > 100
-    assert shared['rmse_joint_h100'] == alone['rmse_joint_h100']
-    assert shared['one_step_mse'] == pytest.approx(alone['one_step_mse'], rel=1e-6)
-    assert shared['rmse_motor_h50_ci'] == alone['rmse_motor_h50_ci']
+    counts = [parts[rank, 1][0][1] for rank in (0, 1)]
+    assert sum(counts) == alone['n_targets'] and min(counts) > 100
+    assert results[0].keys() == alone.keys() and results[0] == results[1]
+    for key, value in alone.items():
+        if isinstance(value, float | int | list): assert results[0][key] == pytest.approx(value, rel=1e-5, abs=1e-9)
 
 
 def test_a_chunked_rollout_is_reported(folder):
@@ -339,8 +350,8 @@ def test_the_script(folder, tmp_path):
     root, name = os.path.split(folder)
     pytest.importorskip('matplotlib', reason="needs: pip install -e '.[plot]'")
     script('train.py', '--model=arx5_gpt', f'--dataset={name}', f'--data_dir={root}', f'--out_dir={tmp_path}/out',
-           '--depth=1', '--heads=2', '--hidden=16', f'--history={HISTORY}', '--batch_size=8', '--max_steps=3',
-           '--device=cpu', '--val_batches=1', '--eval_every=3', '--best_metric=eval/rmse_joint_h100')
+           '--depth=1', '--heads=2', '--hidden=16', f'--history={HISTORY}', '--chunk=4', '--batch_size=8',
+           '--max_steps=3', '--device=cpu', '--val_batches=1', '--eval_every=3', '--best_metric=eval/rmse_joint_h100')
     meta = json.load(open(tmp_path / 'out' / 'step_0000003' / 'meta.json'))
     text, _ = script('eval.py', f'--ckpt={tmp_path}/out', '--n_clips=6', f'--png={tmp_path}/arm.png', '--device=cpu')
     line, = text.strip().splitlines()
@@ -350,7 +361,7 @@ def test_the_script(folder, tmp_path):
     assert (tmp_path / 'arm.png').read_bytes().startswith(b'\x89PNG') and not list(tmp_path.glob('*.part*'))
     for flags, words in ((['--protocol=video'], 'arx5_gpt is judged by dynamics, plan'),
                          (['--knots=3'], '--knots: the dynamics protocol has no such key'),
-                         (['--protocol=plan'], 'meta.json names no simulator (env); plan on arx5_default')):
+                         (['--protocol=plan'], 'names no simulator (env, q_index, groups); plan on arx5_default')):
         _, errors = script('eval.py', f'--ckpt={tmp_path}/out', '--device=cpu', *flags, code=1)
         assert words in errors and len(errors.strip().splitlines()) == 1
 
@@ -387,31 +398,64 @@ def test_too_short_to_judge(folder, truth):
     with pytest.raises(SystemExit, match='meta.json names no simulator'): evaluation.plan(build(folder), folder)
 
 
+def test_train_rows_that_are_not_finite(tmp_path):
+    """The least squares read the train split: as for val, one line should name the file."""
+    folder = make_robot(tmp_path)
+    model, path = build(folder), f'{folder}/train/state.npy'
+    rows = np.load(path)
+    rows[5] = np.nan
+    np.save(path, rows)
+    with pytest.raises(SystemExit, match='train/state.npy'): evaluation.dynamics(model, folder, every_frame=False)
+
+
+def test_a_model_of_one_frame(folder, truth):
+    """history = 1 is a legal Config; its evaluation must give numbers, or one line."""
+    model = build(folder, truth, history=1, chunk=1)
+    try: evaluation.dynamics(model, folder, lags=())
+    except (SystemExit, AssertionError) as stop: assert '\n' not in str(stop)
+
+
+def test_a_rate_whose_position_nobody_commands(tmp_path):
+    """A robot with a passive joint: position and velocity measured, no action for it."""
+    groups = GROUPS | {'rate': {'dims': [2], 'unit': 'K/s', 'rate_of': 'motor'}}
+    passive = make_robot(tmp_path, groups=groups)
+    evaluation.dynamics(build(passive, Truth(passive)), passive, n_clips=4, lags=(), every_frame=False)
+
+
 # ---- plan ----
 
 @pytest.fixture(scope='module')
 def arm(tmp_path_factory):
-    """Two episodes of the simulated arm, one of them to plan on."""
+    """Twelve episodes of the simulated arm, one of them to plan on."""
     pytest.importorskip('mujoco', reason="needs: pip install -e '.[arx5]'")
     from data.arx5 import prepare
     folder, argv = str(tmp_path_factory.mktemp('arm') / 'arx5_default'), sys.argv
-    sys.argv = ['prepare.py', f'--out={folder}', '--limit=2', '--workers=1']
+    sys.argv = ['prepare.py', f'--out={folder}', '--limit=12', '--workers=1']
     try: prepare.main()
     finally: sys.argv = argv
     return folder
 
 
-def test_plan_with_the_simulator_in_the_models_place(arm):
-    """What the planner reaches when its model is the truth; the model's row is then the simulator's own."""
-    from data.arx5.env import Simulator
+def test_plan_with_the_simulator_in_the_models_place(arm, monkeypatch):
+    """The planner reaches most goals when its model is the truth; the model's row is then the simulator's own."""
+    from data.arx5 import env as arx5
+    known = {}
+
+    class Simulator(arx5.Simulator):
+        def rollout(self, context, action):                          # both plan with the same futures: simulate once
+            key = action.numpy().tobytes()
+            if key not in known: known[key] = super().rollout(context, action)
+            return known[key]
+    monkeypatch.setattr(arx5, 'Simulator', Simulator)
     model = build(arm, state_dim=14, action_dim=7, q_index=tuple(range(7)))
     model.rollout = Simulator().rollout
-    result = evaluation.plan(model, arm, n_clips=6, horizon=30, knots=3, n_samples=64, n_iters=6)
+    result = evaluation.plan(model, arm, n_clips=3, horizon=20, knots=1, n_samples=60, n_iters=9)
     json.dumps(result, allow_nan=False)
-    assert result['success_simulator'] >= 0.8 and result['error_simulator'] < 0.05
+    assert result['success_simulator'] >= 0.6 and result['error_simulator'] < 0.1
     assert (result['success'], result['error']) == (result['success_simulator'], result['error_simulator'])
     assert result['error_simulator'] < 0.5 * min(result['error_hold'], result['error_straight'])
-    assert (result['n_clips'], result['horizon'], result['knots']) == (6, 30, 3)
+    assert (result['n_clips'], result['horizon'], result['knots']) == (3, 20, 1)
+    assert len(known) == 2 + 9 + 1                                   # hold, straight, nine rounds, the plan itself
 
 
 def test_plan_through_a_model(arm):
@@ -446,7 +490,8 @@ def test_planned_commands_keep_the_speed_of_the_data(arm, monkeypatch):
     result = evaluation.plan(model, arm, n_clips=4, horizon=20, knots=2, n_samples=16, n_iters=2)
     slow, fast = (torch.tensor(stats['delta_prev'][k]) for k in ('min', 'max'))
     for context, action in asked:
-        path = torch.cat([context['action'][:, -1:, None].transpose(1, 2).expand(-1, action.shape[1], -1, -1), action], 2)
+        last = context['action'][:, None, -1:].expand(-1, action.shape[1], -1, -1)
+        path = torch.cat([last, action], 2)
         assert (path.diff(dim=2) <= fast + 1e-5).all() and (path.diff(dim=2) >= slow - 1e-5).all()
     val = np.load(f'{arm}/val/state.npy')
     (context, hold), (_, straight) = asked[:2]

@@ -73,6 +73,21 @@ def test_batches_are_pure_and_shared_out(folder):
         assert torch.equal(store.batch(17, 8, 3, rank, 2)['action'], a['action'][rank::2])
 
 
+def test_a_store_on_the_device_gives_the_same_batches(folder, broken):
+    """`to` reads each key once; from then on the files may go. The same bytes, types and windows."""
+    there, held = Store(folder, 'train', WINDOWS), Store(broken, 'train', WINDOWS)
+    assert held.to('cpu') is held and held.held.keys() == WINDOWS.keys()
+    assert held.nbytes == sum(value.numel() * value.element_size() for value in held.held.values())
+    shutil.rmtree(broken)
+    for step in range(3):
+        for rank, world in ((0, 1), (1, 2)):
+            a, b = (store.batch(step, 6, 3, rank, world) for store in (there, held))
+            assert a.keys() == b.keys()
+            for key in a: assert torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype, key
+    a, b = (store.windows_at(np.array([0, len(there) - 1])) for store in (there, held))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
 def test_every_window_is_drawn(folder):
     store = Store(folder, 'val', WINDOWS)
     seen = np.concatenate([store.ids(step, 16, 0) for step in range(60)])
@@ -116,7 +131,7 @@ def test_missing_folder(tmp_path, monkeypatch):
 
 def test_how_to_make():
     made = how_to_make('somewhere/minihack_pixels')
-    assert made == 'make it: python data/minihack/prepare.py --out=somewhere/minihack_pixels'
+    assert made == 'make it: python data/minihack/prepare.py --pixels --out=somewhere/minihack_pixels'
     assert 'no prepare.py makes nosuch_pixels yet' in how_to_make('data/nosuch_pixels')
     assert 'no prepare.py makes wall_sd yet' in how_to_make('data/wall_sd')        # latents: not yet
 

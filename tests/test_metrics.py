@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics import bootstrap, psnr, ssim
+from metrics import bootstrap, psnr, spearman, ssim
 
 
 def pair(H):
@@ -130,6 +130,31 @@ def test_what_is_no_frame_is_refused(metric, pred, message):
 
 def test_ssim_needs_11_pixels():
     with pytest.raises(AssertionError, match='11x11 window, the frames are 40x10'): ssim(*torch.zeros(2, 40, 10, 3))
+
+
+# ---- spearman ----
+
+@pytest.mark.parametrize('ties', (0, 3, 10))
+def test_spearman_is_that_of_scipy(ties):
+    """With ties in one or in both, too: rounding to `ties` values; also for integers and negative correlation."""
+    stats = pytest.importorskip('scipy.stats', reason='scipy is not installed')
+    rng = np.random.default_rng(ties)
+    for n in (3, 10, 257):
+        for slope in (-2, 0, 0.5):
+            x = rng.normal(size=n)
+            y = slope * x + rng.normal(size=n)
+            for a, b in (x, y), (np.round(x * ties), y), (np.round(x * ties), np.round(y * ties)):
+                expected = stats.spearmanr(a, b).statistic if np.ptp(a) and np.ptp(b) else float('nan')
+                assert spearman(a, b) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+def test_spearman_closed_forms():
+    """1 and -1 for any monotone pair; ties by hand; nan for a constant; vectors of one length."""
+    x = np.array([3.0, -1.0, 7.0, 2.5])
+    assert spearman(x, np.exp(x)) == pytest.approx(1) and spearman(x, -x ** 3) == pytest.approx(-1)
+    assert spearman([1, 1, 2], [1, 2, 3]) == pytest.approx(3 ** 0.5 / 2)       # ranks 1.5, 1.5, 3 and 1, 2, 3
+    assert np.isnan(spearman([1, 1, 1], [1, 2, 3])) and isinstance(spearman([1, 2], [2, 1]), float)
+    with pytest.raises(AssertionError, match=r'x \(3,\) and y \(2,\)'): spearman([1, 2, 3], [1, 2])
 
 
 # ---- bootstrap ----

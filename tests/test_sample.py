@@ -1,8 +1,13 @@
 """sample.py: arrows point where the action leads, bars stand where the numbers are, clips show what they should."""
+import os
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
-from conftest import simulate
+from conftest import script, simulate
+from test_eval_dynamics import Truth, build, make_robot
 
 import sample
 
@@ -105,3 +110,99 @@ def test_dream_hands_each_action_to_its_frame(n_context, k):
     dreamed = sample.dream(Oracle(), batch, n_context, 1, 0, '', None)
     assert dreamed.dtype == torch.uint8
     assert torch.equal(dreamed.int().clamp(0, 255), batch['video'].int())
+
+
+# ---- robot states ----
+
+def painter():
+    """A robot's env.py: pictures whose pixels are the commanded entries of the state, or of the ghost beside it."""
+    env = ModuleType('tests_painter')
+
+    def draw(state, ghost=None):
+        image = np.zeros((len(state), 8, 8, 3), np.uint8)
+        image[..., 0] = (100 + 20 * state[:, 3]).clip(0, 255).astype(np.uint8)[:, None, None]
+        if ghost is not None: image[..., 1] = (100 + 20 * ghost[:, 3]).clip(0, 255).astype(np.uint8)[:, None, None]
+        return image
+    env.draw = draw
+    return env
+
+
+@pytest.mark.parametrize('fps, every', ((0, 1), (10, 2), (5, 4)))
+def test_arms_show_truth_and_dream(tmp_path, monkeypatch, fps, every):
+    """Truth above, dream over truth below, every n-th frame; the context with a green edge, in which both are equal."""
+    monkeypatch.setitem(sys.modules, 'tests_painter', painter())
+    folder = make_robot(tmp_path, n=4, val='0.5', env='tests_painter')
+    truth, asked = Truth(folder), []
+
+    def late(context, action):                               # a dream that is off by one unit of entry 3
+        asked.append(context)
+        state = truth(context, action)
+        state[..., 3] += 1
+        return state
+    model = build(folder, late)
+    for key, value in (('fps', fps), ('length', 21), ('n_clips', 2)): monkeypatch.setattr(sample, key, value)
+    clips = sample.arms(model, folder, 'cpu')
+    assert len(clips) == 2 and model.calls[0][2] == 1        # the exact sliding window
+    rows = truth.rows(asked[0])
+    assert (rows < 140).sum() == 1                           # one window of each of two episodes
+    for clip, row in zip(clips, rows):
+        state = truth.state[row - 7:row + 22:every, 3]       # 8 frames given, 21 dreamed
+        assert clip.shape == (len(state), 16, 8, 3)
+        for t, (frame, value) in enumerate(zip(clip, state)):
+            given, red = t * every < 8, int(np.float32(100 + 20 * value).clip(0, 255))
+            assert (frame[:2] == sample.GREEN).all() == (frame[:, -2:] == sample.GREEN).all() == given
+            assert (frame[4, 4] == [red, 0, 0]).all()
+            green = red if given else int(np.float32(100 + 20 * (value + 1)).clip(0, 255))
+            assert (abs(frame[11, 4].astype(int) - [red, green, 0]) <= 1).all()
+
+
+def test_curves_plot_what_they_say(tmp_path, monkeypatch):
+    """Per commanded entry: the truth all along, the prediction from second 0 on, two std around, the command dotted."""
+    pytest.importorskip('matplotlib', reason="needs: pip install -e '.[plot]'")
+    folder, saved = make_robot(tmp_path, n=4, joint_names=['elbow']), []
+    model = build(folder)
+    monkeypatch.setattr(sample, 'length', 30)
+    monkeypatch.setattr(sample, 'write', lambda path, save: saved.append(
+        next(c.cell_contents for c in save.__closure__ if hasattr(c.cell_contents, 'axes'))))
+    context, action, truth, meta = sample.imagine(model, folder, 1, 'cpu')
+    sample.curves('arm.png', model, context, action, truth, meta)
+    new = {key: value[0, 0].numpy() for key, value in model.rollout(context, action, chunk=1).items()}
+    true = torch.cat([context['state'], truth], 1)[0]
+    for panel, (i, d) in zip(saved[0].axes, enumerate((3, 1))):
+        lines = {line.get_label().split(',')[0]: line for line in panel.get_lines()}
+        assert np.allclose(lines['true'].get_xdata(), np.arange(-8, 30) / 20)
+        assert np.allclose(lines['true'].get_ydata(), true[:, d])
+        assert np.allclose(lines['predicted'].get_xdata(), np.arange(30) / 20)
+        assert np.allclose(lines['predicted'].get_ydata(), new['state'][:, d])
+        assert np.allclose(lines['command'].get_ydata(), action[0, 0, :, i])
+        band = np.concatenate([path.vertices for path in panel.collections[0].get_paths()])
+        for edge in (-2, 2):
+            y = new['state'][-1, d] + edge * new['state_std'][-1, d]
+            assert np.abs(band - [29 / 20, y]).max(1).min() < 1e-5
+        assert panel.get_ylabel() == f'state {d} [rad]'
+
+
+def test_a_robot_by_script(tmp_path, monkeypatch):
+    """train, then a GIF where the robot knows its looks, else a PNG of curves; a GIF without looks is refused."""
+    pytest.importorskip('matplotlib', reason="needs: pip install -e '.[plot]'")
+    import imageio.v3 as imageio
+    monkeypatch.setitem(sys.modules, 'tests_painter', painter())
+    folder = make_robot(tmp_path, n=4, val='0.5', env='tests_painter')
+    script('train.py', '--model=arx5_gpt', '--dataset=robot', f'--data_dir={tmp_path}', f'--out_dir={tmp_path}/out',
+           '--depth=1', '--heads=2', '--hidden=16', '--history=8', '--chunk=4', '--batch_size=8', '--max_steps=1',
+           '--device=cpu', '--val_batches=1')
+    text, _ = script('sample.py', f'--ckpt={tmp_path}/out', '--length=12', '--n_clips=2', '--device=cpu')
+    gif = tmp_path / 'out' / 'samples' / 'step_0000001.gif'
+    assert f'{gif}: 2 clips, 12 dreamed frames' in text
+    assert imageio.imread(gif, index=None).shape == (20, 16, 16, 3)            # both clips, side by side
+    assert imageio.immeta(gif, index=0)['duration'] == 40                      # 25 per second
+    script('sample.py', f'--ckpt={tmp_path}/out', '--length=12', f'--out={tmp_path}/arm.png', '--device=cpu')
+    picture = imageio.imread(tmp_path / 'arm.png')
+    assert picture.shape[1] == 12 * 110 and picture.std() > 5
+    assert not list(tmp_path.rglob('*.part*'))
+    os.rename(folder, tmp_path / 'old')
+    make_robot(tmp_path, n=4, val='0.5')                     # the same without `env`
+    _, errors = script('sample.py', f'--ckpt={tmp_path}/out', f'--out={tmp_path}/x.gif', '--device=cpu', code=1)
+    assert errors.strip() == f'--out={tmp_path}/x.gif: write a .png (film strip, curves)'
+    text, _ = script('sample.py', f'--ckpt={tmp_path}/out', '--length=12', '--device=cpu')
+    assert 'samples/step_0000001.png: one clip, true and predicted' in text

@@ -10,13 +10,17 @@ ROOT = Path(__file__).parent.parent
 BUDGET = {              # lines, comments and blanks included
     'README.md': 260,
     'nanowm.py': 610,           # five injections, four targets and a check of the Config with its messages
-    'imf_policy.py': 450, 'remdm.py': 560, 'arx5_gpt.py': 460, 'act.py': 380,
+    'imf_policy.py': 450, 'remdm.py': 560,
+    'arx5_gpt.py': 475,         # the published layout, to and from it, with a line for everything that does not fit
+    'act.py': 380,
     'diffusion_policy.py': 440, 'pi0.py': 620, 'smolvla.py': 540, 'cem.py': 160, 'vae.py': 300, 'vision.py': 180,
     'metrics.py': 400, 'sample.py': 280, 'eval.py': 440,
     'train.py': 370,            # every mistake gets its line before the run, not after it
     'configurator.py': 170,     # opened up: squeezed to 120 it read like a puzzle
     'checkpoint.py': 180,       # save, resume and every damage in one line each
-    'logger.py': 70, 'data/loader.py': 180, 'data/writer.py': 200, 'data/*/prepare.py': 180, 'data/*/env.py': 380,
+    'logger.py': 70, 'data/loader.py': 180,
+    'data/writer.py': 220,      # statistics of what robots are modelled by: s' - s, a - q, a - a_prev
+    'data/*/prepare.py': 180, 'data/*/env.py': 380,
     'data/*/readme.md': 25,
     'config/*.py': 30,          # the CPU demo departs from the published recipe in many keys
     'tests/test_same.py': 40,

@@ -13,8 +13,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, finish, run, start
+from conftest import ROOT, finish, run, script, start
 from safetensors.torch import load_file
+from test_eval_dynamics import make_robot
 
 import checkpoint
 import nanowm
@@ -66,6 +67,16 @@ def test_resume_is_exact(tiny, tmp_path, ranks):
     logs = [{(row['step'], k): v for row in read_logs(folder / 'logs.json.txt') for k, v in row.items()
              if row['step'] > 3 and k not in ('train/ms', 'train/waited')} for folder in (whole, parts)]
     assert logs[0] == logs[1] and {k for _, k in logs[0]} >= {'train/loss', 'val/loss', 'train/lr', 'eval/psnr'}
+
+
+def test_data_on_the_device_are_the_same_data(train, tmp_path):
+    """Weights, logs and validation to the byte, wherever the batches are gathered."""
+    flags = ['--max_steps=3', '--val_every=2', '--micro_batch=2', '--lr=1e-2']
+    texts = [train(*flags, f'--data_on_device={where}', f'--out_dir={tmp_path}/{where}')[0] for where in (True, False)]
+    assert step_lines(texts[0]) == step_lines(texts[1]) and len(step_lines(texts[0])) == 3
+    same(*(tmp_path / str(where) / 'step_0000003' for where in (True, False)), 'model.safetensors', 'state.pt')
+    _, errors = train('--data_on_device=maybe', code=1)
+    assert "data_on_device = 'maybe': choose one of ('auto', True, False)" in errors
 
 
 def test_one_and_two_ranks_see_the_same_data(tmp_path, data_dir):
@@ -227,6 +238,30 @@ def test_an_out_dir_that_holds_another_run(train, tmp_path, data_dir):
     before = (tmp_path / 'out' / 'logs.json.txt').read_bytes()
     assert 'nothing to do' in train('--max_steps=1', '--resume=True')[0]
     assert (tmp_path / 'out' / 'logs.json.txt').read_bytes() == before
+
+
+def test_statistics_of_another_length(tmp_path, train, data_dir):
+    """Statistics that do not fit the model's buffers: one line with both lengths, and nothing is trained."""
+    shutil.copytree(f'{data_dir}/tiny_pixels', tmp_path / 'tiny_pixels')
+    path = tmp_path / 'tiny_pixels' / 'meta.json'
+    for wrong in ([0.0], [0.0] * 3):                         # one number would be broadcast without a word
+        meta = json.loads(path.read_text())
+        meta['stats']['action']['mean'] = wrong
+        path.write_text(json.dumps(meta))
+        _, errors = train('--max_steps=1', f'--data_dir={tmp_path}', code=1)
+        assert errors == f'{tmp_path}/tiny_pixels/meta.json has {len(wrong)} numbers of mean for action, nanowm ' \
+            'wants 2; make the data again\n'
+    assert not os.path.exists(tmp_path / 'out' / 'latest')
+
+
+def test_members_share_a_batch_that_can_be_shared(tmp_path):
+    """An ensemble of two and three windows per pass: one line that names the way out."""
+    make_robot(tmp_path, n=3)
+    for i, flags in enumerate((['--batch_size=3'], ['--batch_size=6', '--micro_batch=3'])):
+        _, errors = script('train.py', '--model=arx5_gpt', '--dataset=robot', f'--data_dir={tmp_path}', '--depth=1',
+                           '--heads=2', '--hidden=16', '--history=8', '--chunk=4', f'--out_dir={tmp_path}/{i}', *flags,
+                           '--device=cpu', '--val_batches=1', '--max_steps=2', code=1)
+        assert errors == '3 windows for 2 members: make batch_size (per GPU and pass) a multiple of members\n'
 
 
 # ---- schedules, averages, statistics ----
