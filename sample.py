@@ -214,4 +214,5 @@ if __name__ == '__main__':
         write(out, lambda part: imageio.imwrite(part, np.concatenate(clips, 2), duration=speed, loop=0))
     else:
         write(out, lambda part: imageio.imwrite(part, np.concatenate([np.concatenate(list(c), 1) for c in clips])))
-    print(f'{out}: {len(clips)} clips, {length or (150 if states else 16)} dreamed frames; truth above, dream below')
+    given, new = n_context or (model.cfg.history if states else model.cfg.n_context), length or (150 if states else 16)
+    print(f'{out}: {len(clips)} clips, {given} true frames, {new} dreamed; truth above, dream below')

@@ -82,7 +82,7 @@ def test_train_sample_eval(out_dir, tmp_path):
     (['eval.py', '--ckpt={out}', '--hidden=64'], 2, "unknown key 'hidden' (--hidden)"),
     (['eval.py', '--ckpt={out}', '--horizon=12'], 1, 'a window spans 13 frames, the longest of 4 episodes has 12'),
     (['sample.py', '--ckpt={out}', '--length=12'], 1, 'a window spans 13 frames, the longest of 4 episodes has 12'),
-    (['sample.py', '--ckpt={out}', '--out=x.mp4'], 1, '--out=x.mp4: write a .gif (moving) or a .png (film strip)'),
+    (['sample.py', '--ckpt={out}', '--out=x.mp4'], 1, '--out=x.mp4: write a .png (film strip, curves) or a .gif'),
     (['sample.py', '--ckpt={out}', '--split=test'], 1, 'knows no test/episodes.npy'),
     (['sample.py', '--ckpt', '{out}'], 2, 'write --ckpt='),
     (['train.py', 'config/nosuch.py'], 2, 'config/nosuch.py:?: FileNotFoundError')])
@@ -114,6 +114,48 @@ def test_toy_configs(name, tmp_path):
     assert '2 clips, 1 true frames, 4 dreamed' in said
     result, = strict(script('eval.py', f'--ckpt={out}', '--n_clips=8', '--horizon=2')[0])
     assert result['step'] == 3 and result['n_clips'] == 8 and result['dataset'] == f'{name}_pixels'
+
+
+@pytest.fixture(scope='module')
+def arm_dir(tmp_path_factory):
+    """A data_dir with arx5_default: three episodes of the simulated arm, one of them for validation."""
+    pytest.importorskip('mujoco', reason="needs: pip install -e '.[arx5]'")
+    data_dir = tmp_path_factory.mktemp('arm')
+    run('data/arx5/prepare.py', f'--out={data_dir}/arx5_default', '--limit=3', '--val=0.34', '--workers=1')
+    return data_dir
+
+
+def test_the_arm_from_data_to_export(arm_dir, tmp_path):
+    """config/arx5_cpu.py as it is but for 3 steps; a GIF, curves, both protocols, the published layout."""
+    out = f'{tmp_path}/out'
+    script('train.py', 'config/arx5_cpu.py', f'--data_dir={arm_dir}', f'--out_dir={out}', '--max_steps=3',
+           '--val_batches=1')
+    said, _ = script('sample.py', f'--ckpt={out}', '--n_clips=1', '--length=6')
+    assert said == f'{out}/samples/step_0000003.gif: 1 clips, 32 true frames, 6 dreamed; truth above, dream below\n'
+    assert imageio.imread(f'{out}/samples/step_0000003.gif').shape == (19, 320, 160, 3)        # (32 + 6) / 2 frames
+    judged, = strict(script('eval.py', f'--ckpt={out}', '--n_clips=4', '--lags=1', f'--png={tmp_path}/arm.png')[0])
+    assert judged['protocol'] == 'dynamics' and judged['n_targets'] == 998 and judged['units']['joint'] == 'rad'
+    assert judged['baselines']['least_squares_1']['rmse_joint_h100'] < judged['rmse_joint_h100']     # 3 steps
+    assert imageio.imread(tmp_path / 'arm.png').shape[2] >= 3
+    planned, = strict(script('eval.py', f'--ckpt={out}', '--protocol=plan', '--n_clips=2', '--n_samples=8',
+                             '--n_iters=2', '--horizon=10')[0])
+    assert planned['protocol'] == 'plan' and 0 <= planned['success'] <= 1 and planned['error_simulator'] > 0
+    said, _ = run('arx5_gpt.py', 'export', out, f'{tmp_path}/cfgD')
+    recipe = 'find params -type f | LC_ALL=C sort | xargs sha256sum | sha256sum'
+    shell = subprocess.run(recipe, shell=True, cwd=tmp_path / 'cfgD', capture_output=True, text=True).stdout
+    assert said == f'{tmp_path}/cfgD: sha256 {shell.split()[0]}\n'
+
+
+@pytest.mark.parametrize('label, action, state', [('A', 'absolute', 'absolute'), ('B', 'absolute', 'delta'),
+                                                  ('C', 'delta', 'absolute'), ('D', 'delta', 'delta')])
+def test_published_arms(arm_dir, tmp_path, label, action, state):
+    """The four cells train: here two steps of a small net, on the small set."""
+    script('train.py', f'config/arx5_cfg{label}.py', '--dataset=arx5_default', f'--data_dir={arm_dir}', '--depth=1',
+           '--hidden=24', '--batch_size=4', '--max_steps=2', '--val_batches=1', f'--out_dir={tmp_path}/out')
+    meta = checkpoint.read(checkpoint.find(f'{tmp_path}/out'), 'meta.json')
+    cfg, keys = meta['model_config'], meta['config']
+    assert (cfg['action_repr'], cfg['state_pred'], cfg['noise'], cfg['noise_steps']) == (action, state, 0.05, 50_000)
+    assert (keys['lr'], keys['min_lr'], cfg['history'], cfg['members'], cfg['heads']) == (3e-4, 3e-5, 32, 2, 12)
 
 
 @pytest.mark.slow
