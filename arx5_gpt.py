@@ -6,22 +6,25 @@ dynamics model like that of PETS (Chua et al. 2018, arXiv 1805.12114: ensemble, 
 history of the Robotic World Model (Li et al. 2025, arXiv 2501.10100). The question: absolute numbers or differences?
 
     token    x_t = W_in [norm(s_t); norm(a_t - o_a)] + wpe_t    o_a = 0 (absolute) | q_t (delta) | a_{t-1} (delta_prev)
-    target   y_t = (s_{t+1} - o_s) / scale                      o_s = 0 (absolute) | s_t (delta, residual)
+    target   y_t = norm(s_{t+1} - o_s)                          o_s = 0 (absolute) | s_t (delta, residual)
     loss     mean |net(x_0..x_t) - y_t|^2 over all t, dims and windows; summed over the members of the ensemble
-    roll out s_{t+1} = o_s + scale * net(...), fed back; every member goes on from its own prediction
+    roll out s_{t+1} = o_s + denorm(net(...)), fed back; every member goes on from its own prediction
 
-delta divides by the std of s' - s, residual by that of s: the same skip connection, other weights of the dimensions.
-So the three losses have different units; only physical ones compare the three, see `dynamics` in eval.py.
+norm is z-scoring with the train split's statistics of its argument; only residual divides by the std of s, not s' - s.
+So the loss of delta is in another unit than those of absolute and residual, and one step says little about a hundred:
+physical units, rolled out, compare them, see `dynamics` in eval.py. `velocity` adds s_t - s_{t-1} to the token.
 
 Shapes: E members, B windows, T frames (<= history), S state, A action, C hidden; q = state[q_index], the entries that
 the action commands; N candidate futures of K steps in a rollout. action[t] is taken at frame t and leads to frame t+1.
-Weights are stacked, (E, in, out), under nanoGPT's keys, so `member(i)` is a plain nanoGPT.
+Weights are stacked, (E, in, out), under nanoGPT's keys; `member(i)` is its plain blocks, with in_proj and head in place
+of wte and lm_head.
 
 Read first `Model.action_frame` and `state_frame` (the whole question), then `forward`, then `rollout`.
 
 Ours, where the card of the published runs (500k steps; their code was not found) is silent: delta = a_t - q_t, every
 position trained, warm-up, weight decay 0.1, per-member clipping, `residual`, `unroll`, the two conventions of noise.
-It should reach: 10,673,678 parameters per member; published own-unit losses A 0.0982, B 0.4244, C 0.0764, D 0.2282.
+It should reach: 10,673,678 parameters per member. Published losses, on data that we do not have, each in its own unit:
+A (absolute, absolute) 0.0982, B (absolute, delta) 0.4244, C (delta, absolute) 0.0764, D (delta, delta) 0.2282.
 """
 import hashlib
 import json
@@ -90,7 +93,7 @@ def windows(cfg):
 # ---- layers: E networks side by side, x (E, B, T, features) ----
 
 class Linear(nn.Module):
-    """E matrices in one batched product: on a GPU one launch for the whole ensemble."""
+    """E matrices in one batched product: on a GPU one launch for all members (layer norms take one each)."""
 
     def __init__(self, members, n_in, n_out, bias, std=0.02):
         super().__init__()
@@ -198,11 +201,13 @@ class Model(nn.Module):
         start = past[0][0].shape[2] if past else 0
         T = start + x.shape[2]
         assert T <= self.cfg.history, f'{T} frames in a window of history = {self.cfg.history}; shorten it'
-        x, new = self.in_proj(x) + self.transformer.wpe.weight[:, None, start:T], []
+        with torch.autocast(x.device.type, enabled=False):           # bf16 would round a joint by more than it moves
+            x, new = self.in_proj(x.float()) + self.transformer.wpe.weight[:, None, start:T], []
         for i, block in enumerate(self.transformer.h):
             x, kv = block(x, past[i] if past else None)
             new.append(kv)
-        out = self.head(self.transformer.ln_f(x))
+        with torch.autocast(x.device.type, enabled=False):
+            out = self.head(self.transformer.ln_f(x.float()))
         return out if past is None else (out, new)
 
     # ---- absolute or delta: where numbers are counted from, and in what unit ----
@@ -247,8 +252,8 @@ class Model(nn.Module):
         now, then = state[:, :, :-1], state[:, :, 1:]
         seen = self.add_noise(now, batch.get('step'))
         losses = []
-        for i in range(cfg.unroll):
-            out = self.net(self.tokens(seen, action, previous)).float()
+        for i in range(cfg.unroll if self.training else 1):
+            out = self.net(self.tokens(seen, action, previous))
             corrective = i > 0 or cfg.noise_target == 'corrective'   # an own prediction is to be pulled back, always
             origin, scale = self.state_frame(seen if corrective else now)
             losses.append((out - (then - origin) / scale).square().mean((1, 2, 3)))  # (E,)
@@ -264,8 +269,7 @@ class Model(nn.Module):
         x, E = x.float(), self.cfg.members
         if not self.training:
             return x.expand(E, *x.shape)
-        if len(x) % E:
-            sys.exit(f'{len(x)} windows for {E} members: make batch_size (per GPU and pass) a multiple of members')
+        assert len(x) % E == 0, f'{len(x)} windows for {E} members: make the batch a multiple of members'
         return x.view(E, -1, *x.shape[1:])
 
     def add_noise(self, state, step=None):
@@ -298,25 +302,26 @@ class Model(nn.Module):
 
         def spread(x):                                               # (B, ...) -> (B*N, ...)
             return x.float()[:, None].expand(-1, N, *x.shape[1:]).flatten(0, 1)
-        past, a = spread(context['state']), torch.cat([spread(context['action']), action.float().flatten(0, 1)], 1)
-        before = None
+        given, previous = spread(context['state']), None
+        action = torch.cat([spread(context['action']), action.float().flatten(0, 1)], 1)         # (B*N, H-1+K, A)
         if self.cfg.action_repr == 'delta_prev':                     # the first frame has no action before it
-            past, before, a = past[:, 1:], a[:, :-1], a[:, 1:]
-        H = past.shape[1]
+            given, previous, action = given[:, 1:], action[:, :-1], action[:, 1:]
+        H = given.shape[1]
         assert H > 0, 'no context left: delta_prev needs two frames of context, the others one'
-        s = past.new_empty(E, B * N, H + K, past.shape[-1])          # (E, B*N, frames, S): each member its own future
-        s[:, :, :H] = past
+        s = given.new_empty(E, B * N, H + K, given.shape[-1])        # (E, B*N, frames, S): each member its own future
+        s[:, :, :H] = given
         cache = []
         for k in progress(range(K)):
             last, lo = H + k, H + k - 1                              # frames known; first of those to feed
-            if not cache or cache[0][0].shape[2] == history:         # a new window, as long as its steps to come allow
+            if not cache or cache[0][0].shape[2] == history:         # a new window: one of `keep` frames is good for
+                # history - keep + 1 predictions, which should be `chunk`, or as many as are left
                 keep = min(last, history, max(history - chunk, history - (K - k)) + 1)
                 cache, lo = [], last - keep
             now = s[:, :, lo:last]
-            inputs = [x[:, lo:last].expand(E, -1, -1, -1) if x is not None else None for x in (a, before)]
+            inputs = [x[:, lo:last].expand(E, -1, -1, -1) if x is not None else None for x in (action, previous)]
             earlier = s[:, :, lo - 1:lo] if cache else None
             out, cache = self.net(self.tokens(now, *inputs, earlier), cache)
-            s[:, :, last] = self.predict(now[:, :, -1], out[:, :, -1].float())
+            s[:, :, last] = self.predict(now[:, :, -1], out[:, :, -1])
         new = s[:, :, H:].unflatten(1, (B, N))                       # (E, B, N, K, S)
         std = new.std(0) if E > 1 else torch.zeros_like(new[0])
         return {'state': new.mean(0), 'state_std': std,
@@ -420,7 +425,8 @@ def export(run, out):
     if os.path.exists(out):
         sys.exit(f'{out} is there already; delete it, or choose another folder')
     model, meta = checkpoint.load(run, which='best' if checkpoint.pointer(run, 'best') else 'latest')
-    cfg, saved = model.cfg, meta['metrics'].get('val/loss')
+    if meta['model'] != 'arx5_gpt': sys.exit(f'{run} holds a {meta["model"]}; only arx5_gpt has this layout')
+    cfg, saved = model.cfg, meta['metrics'].get('val/loss')          # the sum over members
     labels = {'action_representation': cfg.action_repr, 'state_prediction_mode': cfg.state_pred}
     params = labels | {
         'model_state_dict': {f'members.{i}.{k}': v.contiguous() for i in range(cfg.members)
@@ -450,8 +456,8 @@ def published_sha256(folder):
 if __name__ == '__main__':
     if sys.argv[1:2] == ['export']:
         if len(sys.argv) != 4: sys.exit('python arx5_gpt.py export OUT_DIR checkpoints/cfgA')
-        print(f'{sys.argv[3]}: sha256 {export(*sys.argv[2:])}')
-        sys.exit()
+        sys.exit(print(f'{sys.argv[3]}: sha256 {export(*sys.argv[2:])}'))
+    if sys.argv[1:]: sys.exit('python arx5_gpt.py, or python arx5_gpt.py export OUT_DIR checkpoints/cfgA')
     torch.manual_seed(0)                                             # lesson zero: the whole life of a model in seconds
     model = Model(Config(depth=2, heads=2, hidden=32, q_index=tuple(range(7))))
     count = sum(p.numel() for p in model.parameters())

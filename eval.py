@@ -10,6 +10,7 @@ Read the function of your protocol. Scores mean little alone, so the same clips 
 anybody could have written: repeat the last frame, obey the command, least squares. A video model is also scored under
 the actions of another clip, with the same noise: if it does not beat that, it has not learned what actions do.
 """
+import functools
 import importlib
 import inspect
 import json
@@ -143,7 +144,7 @@ def plain(x):
     return x if isinstance(x, int | str) else float(x) if np.isfinite(x) else None
 
 
-HORIZONS = 1, 10, 50, 100
+HORIZONS = 1, 10, 50, 100     # frames after the context at which `dynamics` reports
 
 
 def dynamics(model, folder, n_clips=256, n_context=0, lags=(1, 4), every_frame=True, png='', batch_size=64, seed=42,
@@ -155,14 +156,15 @@ def dynamics(model, folder, n_clips=256, n_context=0, lags=(1, 4), every_frame=T
       diverged            share of windows in which something measured in rad was ever off by more than 0.5
       one_step_sigma      MSE of the next state in std of the state, mean over dims; one_step_mse(_<group>): raw units;
                           on all val frames from the third of an episode on, or (every_frame=False) on the clips only
-      own_loss            the training loss per member on val windows: comparable with published numbers of the same
-                          representation, and with nothing else
+      own_loss            the training loss per member (one pass, no noise) on val windows, in the unit of its target
       spearman_h50        rank correlation of the ensemble's disagreement with its error
       chunked             the model with cached keys and values, and its rms distance to the exact sliding window
       baselines           the same for predictors without a network, see `simple` and `least_squares`
+    (A model with action_repr = delta_prev spends one of the true frames on the action before it.)
     """
     if png:
         from sample import curves, figure
+        if not png.endswith('.png'): sys.exit(f'--png={png}: want a name that ends in .png')
         figure()                                                     # no matplotlib: say so before the work
     n_context = n_context or model.cfg.history
     assert n_context >= 2, f'n_context = {n_context}: velocities and past commands take two frames, set --n_context=2'
@@ -258,7 +260,8 @@ def horizon_table(error, groups):
             table |= {f'rmse_{name}_h{h}': rms(own[:, h - 1]), f'median_{name}_h{h}': np.median(own[:, h - 1]),
                       f'p95_{name}_h{h}': np.quantile(own[:, h - 1], 0.95)}
     angles = [d for group in groups.values() if group['unit'] == 'rad' for d in group['dims']]
-    return table | {'diverged': (np.abs(error[:, :, angles]) > 0.5).any((1, 2)).mean()}
+    ran_away = ~(np.abs(error[:, :, angles]) <= 0.5).all((1, 2))     # nan too
+    return table | {'diverged': ran_away.mean() if angles else np.nan}
 
 
 def one_step_table(square, sigma, groups):
@@ -304,8 +307,8 @@ def simple(meta):
         state = context['state'][:, -1:].repeat(1, commands.shape[1] - 1, 1)
         state[..., q] = commands[:, 1:]
         for velocity, position in rates:
-            if not {*position} <= {*q}: continue                     # nobody commands it: it keeps its velocity
-            state[..., velocity] = commands.diff(dim=1)[..., [q.index(d) for d in position]] * fps
+            for v, p in zip(velocity, position):                     # what nobody commands keeps its velocity
+                if p in q: state[..., v] = commands.diff(dim=1)[..., q.index(p)] * fps
         return state
 
     def servo(context, action):                                      # q' = a: perfect obedience, no model
@@ -318,6 +321,7 @@ def simple(meta):
     return found | {'hold': hold, 'servo': servo} if q else found
 
 
+@functools.cache                                                     # train.py asks every time it evaluates
 def least_squares(folder, lags):
     """s' = W [s, a of the last `lags` frames; 1], fitted to the train split, rolled out on its own predictions."""
     store, R = Store(folder, 'train', {'state': range(lags + 1), 'action': range(lags)}), None
@@ -325,9 +329,9 @@ def least_squares(folder, lags):
         rows = {key: value.double() for key, value in finite(store, ids).items()}
         x = [rows['state'][:, :-1].flatten(1), rows['action'].flatten(1), torch.ones(len(ids), 1).double()]
         table = torch.cat([*x, rows['state'][:, -1]], 1)
-        R = torch.linalg.qr(table if R is None else torch.cat([R, table]), mode='r')[1]          # QR of all rows so far
+        R = torch.linalg.qr(table if R is None else torch.cat([R, table]), mode='r')[1]  # R'R: sum of row'row so far
     S = rows['state'].shape[-1]
-    W = torch.linalg.lstsq(R[:-S, :-S], R[:-S, -S:], driver='gelsd').solution                    # (features, S)
+    W = torch.linalg.lstsq(R[:, :-S], R[:, -S:], driver='gelsd').solution                    # (features, S)
 
     def predict(context, action):
         pad = max(0, lags - context['state'].shape[1])               # a short context: its first frame was always so
@@ -348,8 +352,9 @@ def plan(model, folder, n_clips=16, horizon=50, knots=2, n_samples=128, n_iters=
     Drive the simulated robot to a pose by cross-entropy planning (cem.py) through the model. Start: a val window; goal:
     where its positions were `horizon` frames later, so it can be reached. CEM draws `knots` commands, in between they
     are interpolated, and no step is larger than any in the data. The plan is carried out blindly, in the simulator.
+    All goals are planned at once: members x n_clips x n_samples windows in memory.
       success         share of goals with all positions in rad within 0.05 at the end; error: mean of the largest
-      simulator       the same planner with the simulator in the model's place: the best that this planner can do
+      simulator       the same planner with the simulator in the model's place: no model error left
       hold, straight  no planning: the last command stays | the goal itself is the command
     """
     import cem
@@ -359,11 +364,13 @@ def plan(model, folder, n_clips=16, horizon=50, knots=2, n_samples=128, n_iters=
     meta = store.meta
     if not {'env', 'q_index', 'groups'} <= meta.keys():
         sys.exit(f'plan protocol: {folder}/meta.json names no simulator (env, q_index, groups); plan on arx5_default')
+    assert knots >= 1, f'knots = {knots}: a plan has at least one'
     robot = importlib.import_module(meta['env']).Simulator(contact=meta.get('contact', False))
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.choice(len(store), min(n_clips, len(store)), replace=False))
     q = meta['q_index']
     judged = [i for i, d in enumerate(q) if any(d in g['dims'] and g['unit'] == 'rad' for g in meta['groups'].values())]
+    assert judged, f'{folder}/meta.json: no commanded entry is measured in rad'
     context, _, truth = cut(store, ids, n_context, model.state_std.device)
     goal, last = truth[:, -1, q].float(), context['action'][:, -1]                               # (B, A) each
     low, high = (torch.tensor(meta['stats']['action'][k], device=goal.device) for k in ('min', 'max'))
@@ -392,7 +399,7 @@ def plan(model, folder, n_clips=16, horizon=50, knots=2, n_samples=128, n_iters=
         knot = cem.plan(lambda c, k, w=world_model: w.rollout(c, commands(k)), context, cost, knots, low, high,
                         n_samples=n_samples, n_iters=n_iters, n_elites=max(2, n_samples // 10), init=start,
                         generator=generator)
-        errors[name], result[f'seconds_{name or "model"}'] = drive(knot), time.time() - began
+        result[f'planning_seconds_{name}'.rstrip('_')], errors[name] = time.time() - began, drive(knot)
     for name, error in errors.items():
         result[f'success_{name}'.rstrip('_')] = (error < 0.05).mean()
         result[f'error_{name}'.rstrip('_')] = error.mean()
@@ -408,8 +415,9 @@ if __name__ == '__main__':
     config = configure(globals())
     if not ckpt:
         sys.exit('which checkpoint? --ckpt=OUT_DIR of a run')
-    if n_clips in (1, -1) or min(n_clips, horizon, batch_size - 1) < 0:
-        sys.exit(f'{n_clips=}, {horizon=}, {batch_size=}: want at least 2 clips (0 = default), 1 per forward')
+    if n_clips == 1 or min(n_clips, n_context, horizon, seed, batch_size - 1) < 0:
+        sys.exit(f'{n_clips=}, {n_context=}, {horizon=}, {seed=}, {batch_size=}: want at least 2 clips (0 = default), '
+                 '1 per forward, nothing negative')
     model, meta = checkpoint.load(ckpt, ema, which, device)
     known = sys.modules[meta['model']].EVAL
     if protocol and protocol not in known:
@@ -427,8 +435,10 @@ if __name__ == '__main__':
                                   **{key: config[key] for key in PROTOCOL_KEYS & configure.changed.keys()})
     except AssertionError as error:                      # an impossible key; the assert says which and why
         sys.exit(f'{name} protocol: {error}')
+    data_sha = checkpoint.sha256(os.path.join(folder, 'meta.json'))
+    if data_sha != meta['data_sha']: print(f'note: {folder} was made again since the training', file=sys.stderr)
     source = dict(protocol=name, checkpoint=ckpt, step=meta['step'], ema=ema, dataset=meta['config']['dataset'],
-                  data_sha=meta['data_sha'][:12])
+                  data_sha=data_sha[:12])
     line = json.dumps(source | result | dict(seconds=round(time.time() - started, 1)))
     print(line)
     if out:

@@ -154,13 +154,14 @@ def figure(width=1, height=1):
 
 
 def curves(path, model, context, action, truth, meta):
-    """One clip as a PNG: each commanded entry of the state, true and predicted, with two std of the ensemble around."""
+    """One clip as a PNG: commanded entries of the state, true and predicted, with two std of the ensemble around."""
     new = {key: value[0, 0].cpu().numpy() for key, value in model.rollout(context, action, chunk=1).items()}
     H, K, fps_ = context['state'].shape[1], len(new['state']), meta['fps']
     true = np.concatenate([context['state'][0].cpu().numpy(), truth[0].cpu().numpy()])
     unit = {d: g['unit'] for g in meta.get('groups', {}).values() for d in g['dims']}
     names = meta.get('state_names') or meta.get('joint_names') or []
-    shown = (meta.get('q_index') or list(range(true.shape[1])))[:12]
+    shown = meta.get('q_index') or list(range(true.shape[1]))
+    shown = shown[::-(-len(shown) // 12)]                            # at most 12 panels, spread over all entries
     paper = figure(12, 2.2 * -(-len(shown) // 2))
     past, future = np.arange(-H, 0) / fps_, np.arange(K) / fps_      # seconds; 0 = the first predicted frame
     panels = paper.subplots(-(-len(shown) // 2), 2, sharex=True).flatten()
@@ -168,7 +169,9 @@ def curves(path, model, context, action, truth, meta):
     for panel, (i, d) in zip(panels, enumerate(shown)):
         mean, std = new['state'][:, d], new['state_std'][:, d]
         panel.axvspan(past[0], -1 / fps_, color='0.93')
-        if meta.get('q_index'): panel.plot(future, action[0, 0, :, i].cpu(), ':', color='0.5', label='command')
+        if d in meta.get('q_index', ()):                             # a command is given one frame before it shows
+            wanted = action[0, 0, :, meta['q_index'].index(d)].cpu()
+            panel.plot(future - 1 / fps_, wanted, ':', color='0.5', label='command')
         panel.fill_between(future, mean - 2 * std, mean + 2 * std, color='tab:orange', alpha=0.35, lw=0)
         panel.plot(future, mean, color='tab:orange', lw=2.5, label=f'predicted, {model.cfg.members} members')
         panel.plot(np.concatenate([past, future]), true[:, d], color='black', lw=1, label='true')
@@ -200,8 +203,8 @@ if __name__ == '__main__':
     out = out or os.path.join(run, 'samples', checkpoint.step_name(meta['step']) + kind)
     if not out.endswith(('.gif', '.png')) or (out.endswith('.gif') and not can_draw):
         sys.exit(f'--out={out}: write a .png (film strip, curves)' + ' or a .gif (moving)' * can_draw)
-    if n_clips < 1 or stride < 1 or length < 0:
-        sys.exit(f'{length=}, {n_clips=}, {stride=}: clips and stride must be at least 1')
+    if min(n_clips, stride) < 1 or min(length, n_context, fps, seed) < 0:
+        sys.exit(f'{n_clips=}, {stride=}: at least 1; {length=}, {n_context=}, {fps=}, {seed=}: at least 0')
     try:
         if states and out.endswith('.png'):
             curves(out, model, *imagine(model, folder, 1, device))

@@ -140,6 +140,7 @@ try:
     raw = M.Model(cfg)
 except AssertionError as error:                          # an impossible Config: the assert says which and why
     stop_if(True, f'{model}.Config: {error}')
+stop_if(micro_batch % getattr(cfg, 'members', 1), f'{micro_batch} samples per GPU and pass are no multiple of members')
 for key, stats in train_data.meta.get('stats', {}).items():
     for name, values in stats.items():                   # e.g. stats['action']['mean'] -> the buffer action_mean
         if (buffer := getattr(raw, f'{key}_{name}', None)) is not None:

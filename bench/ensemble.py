@@ -99,9 +99,10 @@ class Member(nn.Module):
 
     def forward(self, x):
         """Tokens x (B, T, S+A) -> (B, T, S)."""
-        x = self.in_proj(x) + self.transformer.wpe.weight[:x.shape[1]]
+        with torch.autocast(x.device.type, enabled=False):           # in float32, as the stacked model
+            x = self.in_proj(x.float()) + self.transformer.wpe.weight[:x.shape[1]]
         for block in self.transformer.h: x = block(x)
-        return self.head(self.transformer.ln_f(x))
+        with torch.autocast(x.device.type, enabled=False): return self.head(self.transformer.ln_f(x.float()))
 
     def optimizer(self):
         """The same two groups as the stacked model's."""

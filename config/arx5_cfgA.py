@@ -1,5 +1,6 @@
 # Published run cfgA: absolute actions in, absolute states out. Its card: validation loss 0.0982 at step 500k, gradient
-# norm 0.034; in its own unit, which is no other config's. Data: python data/arx5/prepare.py --full
+# norm 0.034. We read that loss per member, in the unit of its target; train.py's val/loss is the sum over members.
+# Data: python data/arx5/prepare.py --full
 model = 'arx5_gpt'
 dataset = 'arx5_full'          # ours: our own arm and commands, as many episodes and frames as the card says
 out_dir = 'out/arx5_cfgA'

@@ -61,7 +61,7 @@ class Store:
         if len(self) == 0:
             longest = (self.episodes[:, 1] - self.episodes[:, 0]).max(initial=0)
             sys.exit(f'{folder}/{split}: a window spans {length} frames, the longest of {len(self.episodes)} episodes '
-                     f'has {longest}; use fewer frames, a smaller frame_skip, or longer episodes')
+                     f'has {longest}; use fewer frames (num_frames, history, frame_skip, n_context, length)')
 
     def __len__(self):
         return int(self.ends[-1]) if len(self.ends) else 0

@@ -431,7 +431,7 @@ def test_eval_mode_shows_everything_to_everybody():
     out = model(batch)
     assert out['loss'].item() == pytest.approx(sum(losses), rel=1e-5)
     assert out['loss_member'].item() == pytest.approx(np.mean(losses), rel=1e-5)
-    with pytest.raises(SystemExit, match='5 windows for 3 members: make batch_size'): model.train()(batch)
+    with pytest.raises(AssertionError, match='5 windows for 3 members: make the batch'): model.train()(batch)
 
 
 def test_clip_grad_is_per_member():

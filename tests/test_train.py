@@ -261,7 +261,7 @@ def test_members_share_a_batch_that_can_be_shared(tmp_path):
         _, errors = script('train.py', '--model=arx5_gpt', '--dataset=robot', f'--data_dir={tmp_path}', '--depth=1',
                            '--heads=2', '--hidden=16', '--history=8', '--chunk=4', f'--out_dir={tmp_path}/{i}', *flags,
                            '--device=cpu', '--val_batches=1', '--max_steps=2', code=1)
-        assert errors == '3 windows for 2 members: make batch_size (per GPU and pass) a multiple of members\n'
+        assert errors == '3 samples per GPU and pass are no multiple of members\n'
 
 
 # ---- schedules, averages, statistics ----
