@@ -158,6 +158,18 @@ def test_published_arms(arm_dir, tmp_path, label, action, state):
     assert (keys['lr'], keys['min_lr'], cfg['history'], cfg['members'], cfg['heads']) == (3e-4, 3e-5, 32, 2, 12)
 
 
+def test_two_ranks_train_the_same_members(arm_dir, tmp_path):
+    """Each member gets the same windows on one rank and on two, so the weights agree."""
+    train = ['train.py', 'config/arx5_cpu.py', f'--data_dir={arm_dir}', '--hidden=16', '--heads=2', '--batch_size=8',
+             '--max_steps=3', '--val_batches=1', '--device=cpu']
+    script(*train, f'--out_dir={tmp_path}/one')
+    run(*train, f'--out_dir={tmp_path}/two', ranks=2)
+    one, two = (checkpoint.read(f'{tmp_path}/{name}/step_0000003', 'model.safetensors') for name in ('one', 'two'))
+    for key in one:
+        if not key.endswith('c_attn.bias'):                  # a key's bias has no gradient but rounding, see Adam
+            assert (one[key] - two[key]).abs().max() < 1e-6, key
+
+
 @pytest.mark.slow
 def test_a_published_config_trains(tmp_path):
     """NanoWM-B/2 of the main run, all 158 million parameters of it, on pictures of the Wall world."""
