@@ -103,6 +103,16 @@ def video(model, folder, n_clips=512, n_context=0, horizon=0, sample_steps=0, sa
         sampling=sampling or cfg.sampling, batch_size=batch_size, seed=seed)
 
 
+def overview(result):
+    """`dynamics` for people, on stderr: the first group's RMSE, model and predictors side by side."""
+    group, unit = next(iter(result['units'].items()))
+    print(f'RMSE of {group} [{unit}] n frames ahead; share of windows that ran away', file=sys.stderr)
+    print(f'{"n =":>18}' + ''.join(f'{h:>10}' for h in HORIZONS), file=sys.stderr)
+    for name, row in ({'model': result, 'model, cached': result['chunked']} | result['baselines']).items():
+        cells = [row[f'rmse_{group}_h{h}'] for h in HORIZONS] + [row['diverged']]                # None: not a number
+        print(f'{name:>18}' + ''.join(f'{"-" if x is None else f"{x:.4g}":>10}' for x in cells), file=sys.stderr)
+
+
 def gather(rows, world):
     """The lists of all ranks as one."""
     if world == 1: return rows
@@ -439,6 +449,8 @@ if __name__ == '__main__':
     if data_sha != meta['data_sha']: print(f'note: {folder} was made again since the training', file=sys.stderr)
     source = dict(protocol=name, checkpoint=ckpt, step=meta['step'], ema=ema, dataset=meta['config']['dataset'],
                   data_sha=data_sha[:12])
+    if name == 'dynamics': overview(result)
+    if png: print(f'wrote {png}', file=sys.stderr)
     line = json.dumps(source | result | dict(seconds=round(time.time() - started, 1)))
     print(line)
     if out:

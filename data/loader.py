@@ -36,7 +36,8 @@ def how_to_make(folder):
     prepare = os.path.join(here, name, 'prepare.py')
     if variant != 'sd' and os.path.exists(prepare):
         how = 'it was not finished, run again' if os.path.exists(folder.rstrip('/') + '.tmp') else 'make it'
-        with open(prepare) as f: flag = f'--{variant} ' if f"'--{variant}'" in f.read() else ''
+        with open(prepare) as f: text = f.read()
+        flag = f'--{variant} ' if f"'--{variant}'" in text else '--src=PATH ' if "'--src'" in text else ''
         return f'{how}: python data/{name}/prepare.py {flag}--out={folder}'
     return (f'no prepare.py makes {dataset} yet: train on another set (--dataset=wall_pixels) or write this folder '
             'in the layout that data/loader.py describes')

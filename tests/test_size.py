@@ -15,7 +15,7 @@ BUDGET = {              # lines, comments and blanks included
     'act.py': 380,
     'diffusion_policy.py': 440, 'pi0.py': 620, 'smolvla.py': 540, 'cem.py': 160, 'vae.py': 300, 'vision.py': 180,
     'metrics.py': 400, 'sample.py': 280,
-    'eval.py': 450,             # three protocols, and the predictors beside which their scores mean something
+    'eval.py': 460,             # three protocols, and the predictors beside which their scores mean something
 
     'train.py': 370,            # every mistake gets its line before the run, not after it
     'configurator.py': 170,     # opened up: squeezed to 120 it read like a puzzle
