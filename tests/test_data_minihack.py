@@ -170,6 +170,7 @@ def test_command(tmp_path, episodes):
             got = np.load(tmp_path / 'm' / split / f'{key}.npy')
             assert np.array_equal(got, np.concatenate([e[key] for e in want]))
     meta = json.loads((tmp_path / 'm' / 'meta.json').read_text())
-    assert meta['facts'] == {'input': 'video', 'height': 28, 'width': 28, 'channels': 3, 'action_dim': 8}
+    assert meta['facts'] == {'input': 'video', 'height': 28, 'width': 28, 'channels': 3, 'action_dim': 8,
+                             'fps': 6}
     assert meta['stats']['action']['mean'] == [0] * 8 and meta['stats']['action']['std'] == [1] * 8
     assert meta['action_names'][:4] == ['N', 'E', 'S', 'W'] and meta['action_arrows'][:3] == [[0, -1], [1, 0], [0, 1]]

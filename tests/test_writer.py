@@ -66,7 +66,8 @@ def test_layout_and_meta(tmp_path):
         assert spans.dtype == np.int64 and spans[0, 0] == 0 and (spans[1:, 0] == spans[:-1, 1]).all()
         assert meta['counts'][split] == {'episodes': len(episodes), 'frames': len(keys['video'])}
         assert keys['video'].flags.c_contiguous
-    assert meta['facts'] == {'input': 'video', 'height': 4, 'width': 5, 'channels': 3, 'action_dim': 2, 'state_dim': 2}
+    assert meta['facts'] == {'input': 'video', 'height': 4, 'width': 5, 'channels': 3, 'action_dim': 2, 'state_dim': 2,
+                             'fps': 5}
     assert meta['keys']['video'] == {'shape': [4, 5, 3], 'dtype': 'uint8'}
     assert meta['source'] == 'toy' and meta['action_names'] == ['a', 'b'] and meta['fps'] == 5
     assert set(meta['files']) == set(files) - {'meta.json'}
@@ -202,7 +203,7 @@ def test_val_depends_on_seed():
 def test_statistics_are_of_real_training_rows(tmp_path):
     files = make(tmp_path / 'set', binary={'action': [1]}, val='15-20')      # toy's state grows with the episode number
     stats = json.loads(files['meta.json'])['stats']
-    assert set(stats) == {'action', 'state'}
+    assert set(stats) == {'action', 'state', 'delta_state', 'delta_prev'}    # no q_index: nobody knows a - q
     rows = np.concatenate([toy(i)['action'][:-1, 0] for i in range(15)]).astype(np.float64)     # no padding
     state = np.concatenate([toy(i)['state'][:, 0] for i in range(15)]).astype(np.float64)
     for key, x in ('action', rows), ('state', state):
@@ -223,7 +224,7 @@ def test_kept_last_actions_count(tmp_path):
 def test_latent_facts(tmp_path):
     def latent(i): return {'latent': np.zeros((3, 4, 8, 9), np.float16)}
     facts = json.loads(make(tmp_path / 'set', latent, val=0)['meta.json'])['facts']
-    assert facts == {'input': 'latent', 'channels': 4, 'height': 8, 'width': 9}
+    assert facts == {'input': 'latent', 'channels': 4, 'height': 8, 'width': 9, 'fps': 5}
 
 
 def test_flags():
