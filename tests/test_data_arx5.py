@@ -300,7 +300,8 @@ def test_full_and_contact(tmp_path, monkeypatch):
 def test_bytes_do_not_depend_on_workers(tmp_path):
     play = partial(prepare.episode, seed=4, frames=30, contact=True)
     for workers in 1, 2:
-        write(tmp_path / str(workers), play, 17, seed=4, val='0.2', workers=workers, command='x', info={'q_index': [*range(7)]})
+        write(tmp_path / str(workers), play, 17, seed=4, val='0.2', workers=workers,
+              command='x', info={'q_index': [*range(7)]})
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / k / 'train').iterdir()} for k in '12')
     assert one == two and len(one) == 3
     assert not np.array_equal(play(0)['action'], prepare.episode(0, seed=5, frames=30, contact=True)['action'])
