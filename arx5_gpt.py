@@ -261,7 +261,7 @@ class Model(nn.Module):
                 guess = self.predict(seen, out)[:, :, :-1].detach()
                 seen = torch.cat([now[:, :, :1], guess], 2)
         loss = torch.stack(losses).mean(0)
-        # the sum gives each member the gradient it would have alone; loss_member compares with published numbers
+        # the sum gives each member the gradient it would have alone; loss_member is one member, one pass
         return {'loss': loss.sum(), 'loss_member': losses[0].mean().detach()}
 
     def deal(self, x):

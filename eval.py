@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+import cem
 import checkpoint
 from configurator import configure
 from data.loader import Store
@@ -179,7 +180,8 @@ def dynamics(model, folder, n_clips=256, n_context=0, lags=(1, 4), every_frame=T
     n_context = n_context or model.cfg.history
     assert n_context >= 2, f'n_context = {n_context}: velocities and past commands take two frames, set --n_context=2'
     assert min(lags, default=1) >= 1, f'lags = {lags}: least squares want at least one frame each'
-    store = Store(folder, 'val', {'state': range(n_context + 100), 'action': range(n_context + 99)})
+    K = max(HORIZONS)
+    store = Store(folder, 'val', {'state': range(n_context + K), 'action': range(n_context + K - 1)})
     fits(model.cfg, store)
     meta, sigma, device = store.meta, model.state_std.double().cpu().numpy(), model.state_std.device
     groups = meta.get('groups') or {'state': {'dims': list(range(model.cfg.state_dim)), 'unit': ''}}
@@ -194,9 +196,9 @@ def dynamics(model, folder, n_clips=256, n_context=0, lags=(1, 4), every_frame=T
         guesses = {'model': dream['state'][:, 0], 'chunked': model.rollout(context, action)['state'][:, 0]}
         guesses |= {name: f(context, action) for name, f in others.items()}
         errors = {name: (guess.double() - truth).cpu().numpy() for name, guess in guesses.items()}
-        rows.append((i, errors, dream['disagreement'][:, 0, 49].cpu().numpy()))
+        rows.append((i, errors, dream['disagreement'][:, 0, 50 - 1].cpu().numpy()))
     rows = sorted(gather(rows, world), key=lambda row: row[0])
-    errors = {name: np.concatenate([row[1][name] for row in rows]) for name in rows[0][1]}       # (clips, 100, S) each
+    errors = {name: np.concatenate([row[1][name] for row in rows]) for name in rows[0][1]}       # (clips, K, S) each
     tables = {name: horizon_table(e, groups) for name, e in errors.items()}
     if every_frame:
         judged = others | {'model': lambda c, a: model.rollout(c, a, chunk=1)['state'][:, 0]}
@@ -206,7 +208,8 @@ def dynamics(model, folder, n_clips=256, n_context=0, lags=(1, 4), every_frame=T
     for name, square in squares.items(): tables[name] |= one_step_table(square, sigma, groups)
 
     result, chunked, episode = tables.pop('model'), tables.pop('chunked'), store.locate(ids)[0]
-    chunked |= {'chunk': model.cfg.chunk, 'distance_h100': rms(errors['chunked'][:, -1] - errors['model'][:, -1])}
+    chunked |= {'chunk': min(model.cfg.chunk, model.cfg.history),
+                'distance_h100': rms(errors['chunked'][:, -1] - errors['model'][:, -1])}
     names = [(name, h) for name in groups for h in HORIZONS]
     square = np.stack([(errors['model'][:, h - 1, groups[name]['dims']] ** 2).mean(-1) for name, h in names], -1)
     low, high = bootstrap(square, episode, lambda s: np.sqrt(s.mean(0)), seed=seed)              # (clips, names)
@@ -214,7 +217,7 @@ def dynamics(model, folder, n_clips=256, n_context=0, lags=(1, 4), every_frame=T
     result['own_loss'] = own_loss(model, folder, 4 * n_clips, batch_size, device, rng)
     if model.cfg.members > 1:
         doubt = np.concatenate([row[2] for row in rows])
-        result['spearman_h50'] = spearman(doubt, np.sqrt(((errors['model'][:, 49] / sigma) ** 2).mean(-1)))
+        result['spearman_h50'] = spearman(doubt, np.sqrt(((errors['model'][:, 50 - 1] / sigma) ** 2).mean(-1)))
     if png and rank == 0:
         curves(png, model, *cut(store, ids[:1], n_context, device), meta)
     return plain(result | dict(baselines=tables, chunked=chunked, units={k: g['unit'] for k, g in groups.items()},
@@ -367,7 +370,6 @@ def plan(model, folder, n_clips=16, horizon=50, knots=2, n_samples=128, n_iters=
       simulator       the same planner with the simulator in the model's place: no model error left
       hold, straight  no planning: the last command stays | the goal itself is the command
     """
-    import cem
     n_context = model.cfg.history
     store = Store(folder, 'val', {'state': range(n_context + horizon), 'action': range(n_context + horizon - 1)})
     fits(model.cfg, store)
@@ -418,8 +420,6 @@ def plan(model, folder, n_clips=16, horizon=50, knots=2, n_samples=128, n_iters=
 
 
 EVALUATORS = {'video': video, 'dynamics': dynamics, 'plan': plan}
-PROTOCOL_KEYS = {'n_clips', 'n_context', 'horizon', 'sample_steps', 'sampling', 'lags', 'every_frame', 'png',
-                 'knots', 'n_samples', 'n_iters', 'batch_size', 'seed'}
 
 if __name__ == '__main__':
     config = configure(globals())
@@ -436,13 +436,12 @@ if __name__ == '__main__':
     folder = os.path.join(meta['config']['data_dir'], meta['config']['dataset'])
     if out:
         os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)      # complain before the work
-    takes = inspect.signature(EVALUATORS[name]).parameters
-    foreign = [key for key in PROTOCOL_KEYS & configure.changed.keys() if key not in takes]
-    if foreign:
-        sys.exit(f'--{foreign[0]}: the {name} protocol has no such key')
+    takes = {who: inspect.signature(f).parameters.keys() for who, f in EVALUATORS.items()}
+    asked = configure.changed.keys() & set().union(*takes.values())
+    if asked - takes[name]:
+        sys.exit(f'--{min(asked - takes[name])}: the {name} protocol has no such key')
     try:                                                 # keys at their default are the function's own business
-        result = EVALUATORS[name](model, folder, quiet=False,
-                                  **{key: config[key] for key in PROTOCOL_KEYS & configure.changed.keys()})
+        result = EVALUATORS[name](model, folder, quiet=False, **{key: config[key] for key in asked})
     except AssertionError as error:                      # an impossible key; the assert says which and why
         sys.exit(f'{name} protocol: {error}')
     data_sha = checkpoint.sha256(os.path.join(folder, 'meta.json'))

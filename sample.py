@@ -120,8 +120,8 @@ def strips(model, folder, device):
 
 # ---- robot states ----
 
-def imagine(model, folder, n, device):
-    """-> context, action (n, 1, K, A), true states (n, K, S), what the model makes of them, meta.json."""
+def recorded(model, folder, n, device):
+    """-> context, action (n, 1, K, A), true states after the context (n, K, S), meta.json: what a rollout wants."""
     given, K = n_context or model.cfg.history, length or 150
     store = Store(folder, split, {'state': range(given + K), 'action': range(given + K - 1)})
     batch = {key: value.to(device) for key, value in store.windows_at(choose(store, n, seed)).items()}
@@ -131,7 +131,7 @@ def imagine(model, folder, n, device):
 
 def arms(model, folder, device):
     """The robot's own drawing, by its env.py: truth above; dream over truth below -> (T, h, w, 3) per clip."""
-    context, action, truth, meta = imagine(model, folder, n_clips, device)
+    context, action, truth, meta = recorded(model, folder, n_clips, device)
     env = importlib.import_module(meta['env'])
     new = model.rollout(context, action, chunk=1, progress=lambda r: tqdm(r, desc='dream', leave=False))['state'][:, 0]
     every = max(1, round(meta['fps'] / (fps or 25)))
@@ -207,7 +207,7 @@ if __name__ == '__main__':
         sys.exit(f'{n_clips=}, {stride=}: at least 1; {length=}, {n_context=}, {fps=}, {seed=}: at least 0')
     try:
         if states and out.endswith('.png'):
-            curves(out, model, *imagine(model, folder, 1, device))
+            curves(out, model, *recorded(model, folder, 1, device))
             sys.exit(print(f'{out}: one clip, true and predicted'))
         clips = (arms if states else strips)(model, folder, device)
     except AssertionError as error:                      # an impossible key; the assert says which and why

@@ -164,7 +164,7 @@ def test_curves_plot_what_they_say(tmp_path, monkeypatch):
     monkeypatch.setattr(sample, 'length', 30)
     monkeypatch.setattr(sample, 'write', lambda path, save: saved.append(
         next(c.cell_contents for c in save.__closure__ if hasattr(c.cell_contents, 'axes'))))
-    context, action, truth, meta = sample.imagine(model, folder, 1, 'cpu')
+    context, action, truth, meta = sample.recorded(model, folder, 1, 'cpu')
     sample.curves('arm.png', model, context, action, truth, meta)
     new = {key: value[0, 0].numpy() for key, value in model.rollout(context, action, chunk=1).items()}
     true = torch.cat([context['state'], truth], 1)[0]
