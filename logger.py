@@ -1,17 +1,28 @@
 """
-Scalars of a run (pictures stay on disk): one JSON object per line in out_dir/logs.json.txt, and a tracker if asked for.
+Scalars of a run (pictures stay on disk): one JSON object per line in out_dir/logs.json.txt, and a tracker if
+asked.
 
     logger = make_logger('tensorboard', out_dir, run='toy', config=config)      # rank 0 only
     logger.log({'train/loss': 0.1}, step=10)        # {"step": 10, "train/loss": 0.1}
     logger.close()
 
-The file is flushed per line and appended to on resume, so a step may occur twice; read_logs keeps the later one.
+Every line is written at once. A resumed run appends, so a step may occur twice; read_logs keeps the later
+one.
 """
 import json
 import math
 import os
 import sys
 from types import SimpleNamespace
+
+
+# Dense bf16 FLOP/s from the data sheets, for the MFU of train.py and bench/; the first name that occurs wins.
+PEAK = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12}
+
+
+def peak_of(device_name):
+    """Peak FLOP/s of a device by its name, e.g. torch.cuda.get_device_name(); 0.0 where we do not know it."""
+    return next((peak for name, peak in PEAK.items() if name in device_name), 0.0)
 
 
 def scalar(value):
@@ -21,35 +32,57 @@ def scalar(value):
     return value
 
 
+def make_tensorboard(out_dir, run, config, step):
+    """
+    -> send(row, step), finish(). The folder is the identity of a run: a resumed one continues its curves.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print("log = 'tensorboard' needs: pip install -e '.[log]'", file=sys.stderr)
+        sys.exit(2)
+    writer = SummaryWriter(os.path.join(out_dir, 'tensorboard'), purge_step=step)
+    writer.add_text(run, '\n'.join(f'    {key} = {value!r}' for key, value in config.items()))
+
+    def send(row, step):
+        for name, value in row.items():
+            writer.add_scalar(name, value, step)
+    return send, writer.close
+
+
 def make_logger(kind, out_dir, run, config, step=None):
-    """kind '' | 'tensorboard'; run is its name for people. step: where a resumed run goes on; what the earlier process
-    drew from there on disappears. -> .log({name: scalar}, step), .close(). Missing package: one line, exit code 2."""
-    send, finish = (lambda row, step: None), (lambda: None)
+    """
+    kind '' | 'tensorboard'; run is its name for people. step: where a resumed run goes on; what the earlier
+    process drew from there on disappears. -> .log({name: scalar}, step), .close(). Missing package: one line,
+    exit code 2. A file that cannot be written, a full disk say, is one line too: sys.exit from .log.
+    """
     if kind not in ('', 'tensorboard'):
         print(f"log = {kind!r}: this release knows '' and 'tensorboard'", file=sys.stderr)
         sys.exit(2)
+    send, finish = (lambda row, step: None), (lambda: None)
     if kind == 'tensorboard':
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            print("log = 'tensorboard' needs: pip install -e '.[log]'", file=sys.stderr)
-            sys.exit(2)
-        writer = SummaryWriter(os.path.join(out_dir, 'tensorboard'), purge_step=step)    # its folder is the identity
-        writer.add_text(run, '\n'.join(f'    {key} = {value!r}' for key, value in config.items()))
-        send = lambda row, step: [writer.add_scalar(name, value, step) for name, value in row.items()]
-        finish = writer.close
+        send, finish = make_tensorboard(out_dir, run, config, step)
 
-    os.makedirs(out_dir, exist_ok=True)
-    file = open(os.path.join(out_dir, 'logs.json.txt'), 'ab+')
-    file.seek(max(0, file.tell() - 1))
-    if file.read() not in (b'', b'\n'): file.write(b'\n')      # a kill -9 cut the last line; ours starts a new one
+    path = os.path.join(out_dir, 'logs.json.txt')
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        # unbuffered: nothing is left to be written when the disk is full
+        file = open(path, 'ab+', buffering=0)
+        file.seek(max(0, file.tell() - 1))
+        if file.read() not in (b'', b'\n'):
+            file.write(b'\n')                         # a kill -9 cut the last line; ours starts a new one
+    except OSError as error:
+        sys.exit(f'{path}: {error.strerror}; choose another --out_dir')
 
     def log(row, step):
         row = {name: scalar(value) for name, value in row.items()}
-        safe = {name: value if math.isfinite(value) else None for name, value in row.items()}      # JSON has no NaN
-        file.write(json.dumps({'step': step, **safe}).encode() + b'\n')
-        file.flush()
-        send(row, step)
+        # JSON has no NaN
+        safe = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        try:
+            file.write(json.dumps({'step': step, **safe}).encode() + b'\n')
+            send(row, step)
+        except OSError as error:
+            sys.exit(f'{path}: {error.strerror}; make room, then --resume=True')
 
     def close():
         file.close()
@@ -59,11 +92,15 @@ def make_logger(kind, out_dir, run, config, step=None):
 
 
 def read_logs(path):
-    """logs.json.txt -> [{'step': ..., name: number or None}] by step; what a resumed run logged again wins."""
+    """
+    logs.json.txt -> [{'step': ..., name: number or None}] by step; what a resumed run logged again wins.
+    """
     rows = {}
     with open(path) as f:
         for line in f:
-            try: row = json.loads(line)
-            except ValueError: continue         # the line that a kill -9 cut short
+            try:
+                row = json.loads(line)
+            except ValueError:                  # the line that a kill -9 cut short
+                continue
             rows.setdefault(row['step'], {}).update(row)
     return [rows[step] for step in sorted(rows)]

@@ -1,0 +1,171 @@
+"""
+What train.py, eval.py, sample.py and bench/ ask of a model file, and the message that says what it lacks.
+
+    Config       dataclass of plain values, every field with a default    Model(cfg)   an nn.Module
+    windows(cfg) -> {key: range of frame offsets}                         PAD          True: windows may leave episodes
+    EVAL         names of protocols/, () = validation loss only           Model has forward, configure_optimizers,
+    SAMPLING     optional: fields that only sampling reads                flops_per_sample; rollout for world models,
+    UNNORMALISED optional: keys that the model reads as they are          act for policies; the rest is optional
+
+PRESETS and example(cfg, batch_size) are for tests and bench/: a run does without them. Only files of this folder
+are models: a checkpoint names its model, and must not name other code that would then be run.
+"""
+import dataclasses
+import difflib
+import importlib.util
+import os
+import sys
+
+import torch
+
+from configurator import PLAIN, Owner
+from data.loader import read_meta
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PROTOCOLS = ('video', 'dynamics', 'plan', 'env')         # files of protocols/; env comes with the policies
+NEEDS = {'video': 'rollout', 'dynamics': 'rollout', 'plan': 'rollout', 'env': 'act'}
+
+
+def load(name):
+    """The module of a model, whole or not; one line where no file of this folder has that name."""
+    path = os.path.join(HERE, f'{name}.py')
+    if not str(name).isidentifier() or not os.path.isfile(path):
+        sys.exit(f'no model {name!r}; files that define one: {", ".join(model_files())}')
+    there = sys.modules.get(name)
+    if there is not None and getattr(there, '__file__', None) == path:
+        return there
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)                      # a mistake inside the file keeps its traceback
+    return module
+
+
+def model_files():
+    """Names of the files in this folder that define a class Model."""
+    names = []
+    for file in sorted(os.listdir(HERE)):
+        if file.endswith('.py'):
+            with open(os.path.join(HERE, file)) as f:
+                if '\nclass Model(' in f.read():
+                    names.append(file)
+    return names
+
+
+def sampling(M):
+    """Names of the Config fields that only sampling reads: eval.py and sample.py may set them, a resume too."""
+    return tuple(getattr(M, 'SAMPLING', ()))
+
+
+def defects(M, whole=False):
+    """All that a model file lacks or misnames, one phrase each; [] is a model. whole: as tests and bench/ want it."""
+    found = []
+
+    def lacks(owner, name, what):
+        close = difflib.get_close_matches(name, [n for n in vars(owner) if n[0] != '_'], 1, 0.75)
+        found.append(f'no {what}' + (f' (is {close[0]} meant?)' if close and close[0] != name else ''))
+
+    fields = {}
+    if not dataclasses.is_dataclass(getattr(M, 'Config', None)):
+        lacks(M, 'Config', '@dataclass Config')
+    else:
+        fields = {f.name: f.default for f in dataclasses.fields(M.Config)}
+        plain = [name for name, default in fields.items() if type(default) not in PLAIN]
+        found += [f'Config.{name} has no plain default' for name in plain]
+    if not isinstance(getattr(M, 'PAD', None), bool):
+        lacks(M, 'PAD', 'PAD = True or False')
+    if not callable(getattr(M, 'windows', None)):
+        lacks(M, 'windows', 'windows(cfg)')
+    judged = getattr(M, 'EVAL', None)
+    if not isinstance(judged, tuple) or set(judged) - set(PROTOCOLS):
+        lacks(M, 'EVAL', f'EVAL = a tuple of names out of {", ".join(PROTOCOLS)}, or ()')
+        judged = ()
+    Model = getattr(M, 'Model', None)
+    if not (isinstance(Model, type) and issubclass(Model, torch.nn.Module)):
+        lacks(M, 'Model', 'class Model(nn.Module)')
+    else:
+        wanted = ['forward', 'configure_optimizers', 'flops_per_sample', *{NEEDS[name] for name in judged}]
+        inherited = set(dir(torch.nn.Module)) - {'forward'}          # nn.Module's own forward only raises
+        for name in wanted:
+            there = getattr(Model, name, None)
+            if name in inherited or not callable(there) or there is torch.nn.Module.forward:
+                lacks(Model, name, f'Model.{name}')
+    found += [f'SAMPLING names {name}, which is no field of Config' for name in sampling(M) if name not in fields]
+    if whole:
+        presets = getattr(M, 'PRESETS', None)
+        if not isinstance(presets, dict) or not {'tiny', 'cpu', 'full'} <= presets.keys():
+            lacks(M, 'PRESETS', "PRESETS with 'tiny', 'cpu' and 'full'")
+        if not callable(getattr(M, 'example', None)):
+            lacks(M, 'example', 'example(cfg, batch_size)')
+    return found
+
+
+def check(M):
+    """One line with all defects of a model file, or nothing."""
+    if found := defects(M):
+        sys.exit(f'{os.path.basename(M.__file__)} is no model yet: {"; ".join(found)}; see contract.py')
+
+
+def owners(wanted):
+    """For configure(): the keys of the model's Config, then what the data decide of them."""
+    M = load(wanted['model'])
+    check(M)
+    defaults = vars(M.Config())
+    yield Owner(f'{M.__name__}.Config', defaults, M.__file__)
+    if wanted.get('dataset'):
+        folder = os.path.join(str(wanted['data_dir']), str(wanted['dataset']))
+        facts = {key: fact for key, fact in read_meta(folder)['facts'].items() if key in defaults}
+        yield Owner('', {}, '', facts, os.path.join(folder, 'meta.json'))
+
+
+def build(M, cfg):
+    """M.Model(cfg) in one line where the Config is impossible, and windows(cfg) if they are ranges."""
+    try:
+        model, windows = M.Model(cfg), M.windows(cfg)
+    except (ValueError, AssertionError) as error:        # the model says which value and why
+        sys.exit(f'{M.__name__}.Config: {error}')
+    wrong = [f'{key}: {offsets!r}' for key, offsets in windows.items() if not (isinstance(offsets, range) and offsets)]
+    if wrong:
+        sys.exit(f'{M.__name__}.windows: want a range of frame offsets for every key, got {", ".join(wrong)}')
+    return model, windows
+
+
+def fill_statistics(model, M, windows, meta, folder):
+    """
+    meta.json's stats[key][name] -> the buffer <key>_<name>, for all that the model has. One line for a key that its
+    windows read but for which it has no buffer, or a buffer that finds no number: that would train un-normalised.
+    """
+    stats, problems, filled = meta['stats'], [], set()
+    for key, table in stats.items():
+        for name, values in table.items():
+            buffer = getattr(model, f'{key}_{name}', None)
+            if not isinstance(buffer, torch.Tensor):
+                continue
+            if len(values) != buffer.numel():
+                problems.append(f'{key}_{name} has room for {buffer.numel()} numbers, meta.json has {len(values)}')
+                continue
+            buffer.copy_(torch.tensor(values).view_as(buffer))
+            filled.add(f'{key}_{name}')
+    names = {name for table in stats.values() for name in table}
+    raw = set(getattr(M, 'UNNORMALISED', ()))
+    for key in windows:
+        if key in stats and key not in raw and not any(f'{key}_{name}' in filled for name in stats[key]):
+            problems.append(f'the statistics of {key} find no buffer like {key}_mean (or UNNORMALISED = ({key!r},))')
+    lonely = [name for name, _ in model.named_buffers() if name.rpartition('_')[2] in names and name not in filled
+              and name in model.state_dict() and '.' not in name and needed(name, windows, stats)]
+    problems += [f'the buffer {name} finds no statistics' for name in lonely]
+    if problems:
+        sys.exit(f'{M.__name__} on {folder}/meta.json: {"; ".join(problems)}; it would train un-normalised')
+
+
+def needed(buffer, windows, stats):
+    """Is <key>_<name> a statistic of something that was measured here? `delta_action_mean` without q_index is not."""
+    return buffer.rpartition('_')[0] not in DERIVED or buffer.rpartition('_')[0] in stats
+
+
+DERIVED = ('delta_state', 'delta_action', 'delta_prev')  # of robots only; see data/writer.py
+
+
+def statistics(model, meta):
+    """Names of the model's buffers that meta.json's statistics fill."""
+    return {f'{key}_{name}' for key, table in meta['stats'].items() for name in table
+            if isinstance(getattr(model, f'{key}_{name}', None), torch.Tensor)}
