@@ -3,20 +3,21 @@ Checkpoints: save, find, load, lock. train, sample, eval, bench and the tests al
 
     out_dir/step_0050000/model.safetensors   weights and statistics
                          ema.safetensors     the same, averaged (only with EMA); preferred by load
-                         state.pt            optimizer (read with weights_only=True; no pickle is ever trusted)
-                         meta.json           step, model, model_config, config, metrics, params, git, torch, data_sha
+                         state.pt            optimizer, names and shapes of its parameters (weights_only=True)
+                         meta.json           step, model, model_config, config, metrics, params, git, torch,
+                                             model_sha (of the model file), data_sha
     out_dir/latest, out_dir/best             text files naming a step folder
     out_dir/lock                             held by the running process
 
-A folder is written as tmp.<name>, synced, renamed; `latest` is renamed into place last. So a kill -9 at any moment
-leaves a readable `latest` and loses at most the steps since that save.
+A folder is written as tmp.<name>, synced, renamed; `latest` is renamed into place last. So a kill -9 at any
+moment leaves a readable `latest` and loses at most the steps since that save. No pickle is ever trusted.
 """
 import fcntl
 import hashlib
-import importlib
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,10 @@ import sys
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+import contract
+
+STEP = re.compile(r'step_\d+')  # a backup called step_0000003_old is not ours to prune
 
 
 def step_name(step):
@@ -38,6 +43,9 @@ def sync(path):
 
 
 def write_text(path, text):
+    """Whole or not at all; a link or a device of that name stays what it is."""
+    if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
+        sys.exit(f'{path} is there and is no regular file; choose another name')
     with open(path + '.tmp', 'w') as f:
         f.write(text)
     sync(path + '.tmp')
@@ -47,106 +55,257 @@ def write_text(path, text):
 
 def save(out_dir, step, weights, ema, state, meta, best=False, keep=3, keep_every=0):
     """
-    weights and ema (or None): {key: tensor}; state: what torch.save takes; meta: for meta.json. A full disk or a lost
-    folder ends the run with one line; the last good checkpoint stays as it was.
+    weights and ema (or None): {key: tensor}; state: what torch.save takes; meta: for meta.json. A full disk
+    or a lost folder ends the run with one line; the last good checkpoint stays as it was.
     """
     name = step_name(step)
     tmp, final = os.path.join(out_dir, 'tmp.' + name), os.path.join(out_dir, name)
     files = {'model': weights} | ({'ema': ema} if ema else {})
-    files = {k: {key: t.detach().cpu().contiguous() for key, t in tensors.items()} for k, tensors in files.items()}
     try:
-        for left in (tmp, tmp + '.old'): shutil.rmtree(left, ignore_errors=True)        # left behind by a kill
+        for left in os.listdir(out_dir):  # left behind by a kill, ours or an earlier one
+            if left.startswith('tmp.step_'):
+                shutil.rmtree(os.path.join(out_dir, left), ignore_errors=True)
         os.makedirs(tmp)
-        for file, tensors in files.items(): save_file(tensors, os.path.join(tmp, file + '.safetensors'))
+        for file, tensors in files.items():
+            path = os.path.join(tmp, file + '.safetensors')
+            save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, path)
+            os.chmod(path, 0o666 & ~umask())  # safetensors makes them unreadable for others
         torch.save(state, os.path.join(tmp, 'state.pt'))
         write_text(os.path.join(tmp, 'meta.json'), json.dumps(meta, indent=1))
-        for file in os.listdir(tmp): sync(os.path.join(tmp, file))
-        if os.path.exists(final): os.replace(final, tmp + '.old')    # saved before and trained again
+        for file in os.listdir(tmp):
+            sync(os.path.join(tmp, file))
+        if os.path.exists(final):                                    # saved before and trained again
+            os.replace(final, tmp + '.old')
         os.replace(tmp, final)
         shutil.rmtree(tmp + '.old', ignore_errors=True)
         sync(out_dir)
-        if best: write_text(os.path.join(out_dir, 'best'), name)
+        if best:
+            write_text(os.path.join(out_dir, 'best'), name)
         write_text(os.path.join(out_dir, 'latest'), name)
-    except (OSError, RuntimeError, SafetensorError) as error:        # torch.save reports a full disk as RuntimeError
+    # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(tmp, ignore_errors=True)
-        sys.exit(f'could not save {final}: {error}; make room or choose another --out_dir, then --resume=True')
+        sys.exit(f'could not save {final}: {str(error).splitlines()[0]}; '
+                 'make room or choose another --out_dir, then --resume=True')
     prune(out_dir, keep, keep_every)
+
+
+def umask():
+    """The process's mask; reading it means setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def steps(out_dir):
+    """Names of the step folders, oldest first."""
+    names = [name for name in os.listdir(out_dir) if STEP.fullmatch(name)] if os.path.isdir(out_dir) else []
+    return sorted(names, key=lambda name: int(name[5:]))
 
 
 def prune(out_dir, keep, keep_every):
     """Keep the newest `keep` folders, every keep_every-th step, and what `latest` and `best` name."""
-    steps = sorted((name for name in os.listdir(out_dir) if name.startswith('step_')), key=lambda name: int(name[5:]))
     named = {pointer(out_dir, 'latest'), pointer(out_dir, 'best')}
-    for name in steps[:-keep] if keep else []:
+    for name in steps(out_dir)[:-keep] if keep else []:
         if name not in named and not (keep_every and int(name[5:]) % keep_every == 0):
             shutil.rmtree(os.path.join(out_dir, name), ignore_errors=True)
 
 
 def pointer(out_dir, which):
     """The step folder that `latest` or `best` names, or None."""
+    path = os.path.join(out_dir, which)
     try:
-        with open(os.path.join(out_dir, which)) as f: return f.read().strip()
-    except FileNotFoundError:
+        with open(path) as f:
+            return f.read().strip() or None
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError) as error:
+        sys.exit(f'cannot read {path}: {reason_of(error)}; it should hold the name of a step folder')
 
 
 def find(path, which='latest'):
     """A run's out_dir, or one of its step folders -> the step folder."""
+    path = str(path)
+    if os.path.isfile(path):
+        sys.exit(f'--ckpt={path} is a file; give the OUT_DIR of a run or one of its step folders')
     if os.path.exists(os.path.join(path, 'meta.json')):
         return path
     name = pointer(path, which)
     if name is None:
-        sys.exit(f'no checkpoint in {path!r} (no file {which!r}); give --ckpt=OUT_DIR of a run, or train one first')
+        sys.exit(f'no checkpoint in {path!r} (no file {which!r}); '
+                 'give --ckpt=OUT_DIR of a run, or train one first')
+    if not os.path.isdir(os.path.join(path, name)):
+        there = ', '.join(steps(path)) or 'none'
+        sys.exit(f'{path}/{which} names {name!r}, which is not there; '
+                 f'step folders: {there}; write one of them into it')
     return os.path.join(path, name)
+
+
+def reason_of(error):
+    """An exception in few words; of torch's unpickling advice, which is to trust the file, nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, pickle.UnpicklingError):
+        return 'no file that torch.save wrote, or one that wants code to be run'
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read(folder, file):
     """One file of a step folder, tensors on the CPU, or exit with one line."""
     path = os.path.join(folder, file)
+    damaged = (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError)
     try:
         if file.endswith('.json'):
-            with open(path) as f: return json.load(f)
-        return torch.load(path, map_location='cpu', weights_only=True) if file.endswith('.pt') else load_file(path)
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        sys.exit(f'cannot read {path}: {error}; take another checkpoint of this run')
+            with open(path) as f:
+                content = json.load(f)
+        elif file.endswith('.pt'):
+            content = torch.load(path, map_location='cpu', weights_only=True)
+        else:
+            content = load_file(path)
+    except damaged as error:
+        sys.exit(f'cannot read {path}: {reason_of(error)}; take another checkpoint of this run')
+    if not isinstance(content, dict):
+        sys.exit(f'cannot read {path}: it holds a {type(content).__name__}; '
+                 'take another checkpoint of this run')
+    return content
 
 
-def load(path, ema=True, which='latest', device='cpu'):
-    """The whole loader: build the model that meta.json describes, fill it. -> (model in eval mode, meta)"""
-    folder = find(path, which)
+def read_meta(folder):
+    """meta.json of a step folder, checked for what everybody reads of it."""
     meta = read(folder, 'meta.json')
-    module = importlib.import_module(meta['model'])
+    kinds = {'model': str, 'model_config': dict, 'config': dict, 'step': int, 'data_sha': str}
+    wrong = [key for key, kind in kinds.items() if not isinstance(meta.get(key), kind)]
+    if wrong:
+        sys.exit(f'{folder}/meta.json has no {", ".join(wrong)}: not written by train.py; '
+                 'take another checkpoint')
+    return meta
+
+
+def load(path, ema=True, which='latest', device='cpu', **over):
+    """
+    The whole loader: build the model that meta.json describes, fill it. -> (model in eval mode, meta)
+    over: fields of its Config to replace, of those that only sampling reads (SAMPLING of the model file).
+    """
+    folder = find(path, which)
+    meta = read_meta(folder)
+    M = contract.load(meta['model'])
+    if meta.get('model_sha', '') not in ('', sha256(M.__file__)):
+        print(f'note: {meta["model"]}.py has changed since {folder} was saved', file=sys.stderr)
+    foreign = over.keys() - set(contract.sampling(M))
+    assert not foreign, f'{foreign}: only {contract.sampling(M)} can change after the training'
     try:
-        model = module.Model(module.Config(**meta['model_config']))
+        cfg = M.Config(**plain_config(meta['model_config'], M) | over)
     except TypeError as error:                                       # a Config field that came or went since
         sys.exit(f'{folder}/meta.json does not fit {meta["model"]}.py: {error}')
-    file = 'ema.safetensors' if ema and os.path.exists(os.path.join(folder, 'ema.safetensors')) else 'model.safetensors'
+    model = contract.attempt(M, M.Model, cfg)
+    file = weights_file(folder, ema)
     fill(model, read(folder, file), os.path.join(folder, file))
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    try:
-        return model.to(device).eval(), meta
-    except (AssertionError, RuntimeError) as error:                  # no such device: torch says so at length
-        sys.exit(f'device = {device}: {str(error).splitlines()[0]}')
+    return model.to(pick_device(device)).eval(), meta
 
 
-def fill(model, weights, source):
-    """Strict load; one line instead of torch's page when keys or shapes differ."""
+def plain_config(saved, M):
+    """JSON has lists where the Config has tuples; a field of the model that is a tuple gets one."""
+    defaults = vars(M.Config())
+    return {key: tuple(value) if isinstance(defaults.get(key), tuple) and isinstance(value, list) else value
+            for key, value in saved.items()}
+
+
+def weights_file(folder, ema=True):
+    averaged = ema and os.path.exists(os.path.join(folder, 'ema.safetensors'))
+    return 'ema.safetensors' if averaged else 'model.safetensors'
+
+
+def fill(model, weights, source, may_lack=()):
+    """
+    Strict load, but for buffers in may_lack; one line instead of torch's page when keys or shapes differ.
+    """
     own = model.state_dict()
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    missing = sorted(own.keys() - weights.keys() - set(may_lack))
+    extra = sorted(weights.keys() - own.keys())
     shapes = [f'{key} is {list(weights[key].shape)}, the model has {list(own[key].shape)}'
               for key in own if key in weights and weights[key].shape != own[key].shape]
     for problem, keys in (('lacks', missing), ('has unknown', extra), ('has another shape:', shapes)):
         if keys:
             more = f' and {len(keys) - 1} more' if len(keys) > 1 else ''
             sys.exit(f'{source} {problem} {keys[0]}{more}: it belongs to another model or Config')
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, strict=not may_lack)
+
+
+def start_from(model, M, src, keep):
+    """
+    init_from: fill the model with the weights of another run (averaged ones, if it has them), or of a
+    published checkpoint where the model file can read such. keep: names of buffers that stay, the statistics
+    of the new data.
+    """
+    ours = os.path.exists(os.path.join(src, 'meta.json')) or pointer(src, 'latest')
+    if ours or not hasattr(M.Model, 'from_pretrained'):
+        folder = find(src)
+        saved = read_meta(folder)['model']
+        if saved != M.__name__:
+            sys.exit(f'init_from = {src}: it holds a {saved}, not a {M.__name__}')
+        source = os.path.join(folder, weights_file(folder))
+        weights = read(folder, weights_file(folder))
+    else:
+        source, weights = src, M.Model.from_pretrained(src).state_dict()
+    fill(model, {key: value for key, value in weights.items() if key not in keep}, source, may_lack=keep)
+
+
+def named_parameters(model, optimizer):
+    """
+    [name, shape] of each parameter in the order in which the optimizer counts them: its state is by number.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [[names[id(p)], list(p.shape)] for group in optimizer.param_groups for p in group['params']]
+
+
+def load_optimizer(model, optimizer, state, source):
+    """
+    Fill the optimizer from state.pt. By name, because torch goes by position: were two lines of the model
+    file swapped since the save, the moments of one tensor would silently become those of another.
+    """
+    try:
+        there = {name: (i, shape) for i, (name, shape) in enumerate(state['params'])}
+        moments = state['state']
+        ours = named_parameters(model, optimizer)
+        differ = [name for name, shape in ours if there.get(name, (0, None))[1] != shape]
+        if differ or len(there) != len(ours):
+            first = differ[0] if differ else sorted(there.keys() - {name for name, _ in ours})[0]
+            sys.exit(f'{source}/state.pt and the model differ in {first}; was {model.__module__}.py edited? '
+                     'Undo that, or start a new run from these weights with --init_from')
+        moved = {i: moments[there[name][0]] for i, (name, _) in enumerate(ours) if there[name][0] in moments}
+        # lr, weight_decay and betas are those that are set now
+        optimizer.load_state_dict({'state': moved, 'param_groups': optimizer.state_dict()['param_groups']})
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        sys.exit(f'{source}/state.pt is damaged ({reason_of(error)}); take another checkpoint of this run')
+
+
+def pick_device(device, local=0):
+    """
+    'auto' | cpu | cuda | cuda:1 | mps -> a device that is there, or one line. cuda means the process's own
+    GPU.
+    """
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if device == 'cuda':
+        device = f'cuda:{local}'
+    try:
+        if torch.device(device).type not in ('cpu', 'cuda', 'mps'):
+            raise ValueError('want auto, cpu, cuda, cuda:N or mps')
+        torch.zeros(1, device=device)
+        return device
+    except (AssertionError, RuntimeError, ValueError, TypeError) as error:       # torch says so at length
+        sys.exit(f'device = {device!r}: {reason_of(error)}; --device=cpu works everywhere')
 
 
 def lock(out_dir):
     """Hold out_dir until this process ends, however it ends. Keep the returned file."""
-    os.makedirs(out_dir, exist_ok=True)
-    f = open(os.path.join(out_dir, 'lock'), 'w')
+    if not out_dir:
+        sys.exit("out_dir = '': name a folder for the checkpoints")
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        f = open(os.path.join(out_dir, 'lock'), 'w')
+    except OSError as error:
+        sys.exit(f'out_dir = {out_dir}: {error.strerror}; choose another --out_dir')
     try:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -155,16 +314,23 @@ def lock(out_dir):
 
 
 def sha256(path):
-    with open(path, 'rb') as f: return hashlib.sha256(f.read()).hexdigest()
+    """Hex digest of a file, read piece by piece."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as f:
+        while piece := f.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
-def git_hash():
-    """Commit of this source tree, '+' when files differ from it, '' outside a repository."""
+def git_hash(*files):
+    """Commit of this source tree, '+' when it or one of `files` differs from it, '' outside a repository."""
     here = os.path.dirname(os.path.abspath(__file__))
 
     def git(*args):
-        return subprocess.run(['git', '-C', here, *args], capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(['git', '-C', here, *args], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
     try:
-        return git('rev-parse', '--short', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
+        edited = git('status', '--porcelain', '-uno') or (files and git('status', '--porcelain', *files))
+        return git('rev-parse', '--short', 'HEAD') + ('+' if edited else '')
     except (OSError, subprocess.CalledProcessError):
         return ''

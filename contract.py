@@ -1,14 +1,17 @@
 """
 What train.py, eval.py, sample.py and bench/ ask of a model file, and the message that says what it lacks.
 
-    Config       dataclass of plain values, every field with a default    Model(cfg)   an nn.Module
-    windows(cfg) -> {key: range of frame offsets}                         PAD          True: windows may leave episodes
-    EVAL         names of protocols/, () = validation loss only           Model has forward, configure_optimizers,
-    SAMPLING     optional: fields that only sampling reads                flops_per_sample; rollout for world models,
-    UNNORMALISED optional: keys that the model reads as they are          act for policies; the rest is optional
+    Config         dataclass of plain values, every field with a default
+    Model(cfg)     nn.Module with forward, configure_optimizers, flops_per_sample; world models add rollout,
+                   policies act; what else train.py can use (clip_grad, ...) is optional
+    windows(cfg)   {key: range of frame offsets} of one training sample
+    PAD            True: windows may leave the episode, its edges repeat
+    EVAL           names of protocols that judge it; () = by its loss alone
+    SAMPLING       optional: Config fields that only sampling reads
+    UNNORMALISED   optional: keys that the model reads as they are
 
-PRESETS and example(cfg, batch_size) are for tests and bench/: a run does without them. Only files of this folder
-are models: a checkpoint names its model, and must not name other code that would then be run.
+PRESETS and example(cfg, batch_size) are for tests and bench/: a run does without them. Only files of this
+folder are models: a checkpoint names its model, and must not name other code that would then be run.
 """
 import dataclasses
 import difflib
@@ -23,6 +26,7 @@ from data.loader import read_meta
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROTOCOLS = ('video', 'dynamics', 'plan', 'env')         # files of protocols/; env comes with the policies
+DERIVED = ('delta_state', 'delta_action', 'delta_prev')  # statistics that only some sets of robots have
 NEEDS = {'video': 'rollout', 'dynamics': 'rollout', 'plan': 'rollout', 'env': 'act'}
 
 
@@ -52,12 +56,17 @@ def model_files():
 
 
 def sampling(M):
-    """Names of the Config fields that only sampling reads: eval.py and sample.py may set them, a resume too."""
+    """
+    Names of the Config fields that only sampling reads: eval.py and sample.py may set them, a resume too.
+    """
     return tuple(getattr(M, 'SAMPLING', ()))
 
 
 def defects(M, whole=False):
-    """All that a model file lacks or misnames, one phrase each; [] is a model. whole: as tests and bench/ want it."""
+    """
+    All that a model file lacks or misnames, one phrase each; [] is a model. whole: as tests and bench/ want
+    it.
+    """
     found = []
 
     def lacks(owner, name, what):
@@ -89,7 +98,8 @@ def defects(M, whole=False):
             there = getattr(Model, name, None)
             if name in inherited or not callable(there) or there is torch.nn.Module.forward:
                 lacks(Model, name, f'Model.{name}')
-    found += [f'SAMPLING names {name}, which is no field of Config' for name in sampling(M) if name not in fields]
+    unknown = [name for name in sampling(M) if name not in fields]
+    found += [f'SAMPLING names {name}, which is no field of Config' for name in unknown]
     if whole:
         presets = getattr(M, 'PRESETS', None)
         if not isinstance(presets, dict) or not {'tiny', 'cpu', 'full'} <= presets.keys():
@@ -117,22 +127,30 @@ def owners(wanted):
         yield Owner('', {}, '', facts, os.path.join(folder, 'meta.json'))
 
 
-def build(M, cfg):
-    """M.Model(cfg) in one line where the Config is impossible, and windows(cfg) if they are ranges."""
+def windows_of(M, cfg):
+    """M.windows(cfg), or one line where the Config is impossible or they are no ranges."""
+    windows = attempt(M, M.windows, cfg)
+    wrong = [f'{key}: {offsets!r}' for key, offsets in windows.items() if not isinstance(offsets, range)]
+    empty = [key for key, offsets in windows.items() if len(offsets) == 0]
+    if wrong or empty:
+        sys.exit(f'{M.__name__}.windows: want a range of frame offsets for every key, got '
+                 f'{", ".join(wrong or empty)}{"" if wrong else " without any"}')
+    return windows
+
+
+def attempt(M, make, cfg):
+    """make(cfg), or the model's own line about the value of its Config that is impossible."""
     try:
-        model, windows = M.Model(cfg), M.windows(cfg)
-    except (ValueError, AssertionError) as error:        # the model says which value and why
+        return make(cfg)
+    except (ValueError, AssertionError, ZeroDivisionError) as error:
         sys.exit(f'{M.__name__}.Config: {error}')
-    wrong = [f'{key}: {offsets!r}' for key, offsets in windows.items() if not (isinstance(offsets, range) and offsets)]
-    if wrong:
-        sys.exit(f'{M.__name__}.windows: want a range of frame offsets for every key, got {", ".join(wrong)}')
-    return model, windows
 
 
 def fill_statistics(model, M, windows, meta, folder):
     """
-    meta.json's stats[key][name] -> the buffer <key>_<name>, for all that the model has. One line for a key that its
-    windows read but for which it has no buffer, or a buffer that finds no number: that would train un-normalised.
+    meta.json's stats[key][name] -> the buffer <key>_<name>, for all that the model has. One line for a key
+    that its windows read but for which it has no buffer, or a buffer that finds no number: that would train
+    un-normalised.
     """
     stats, problems, filled = meta['stats'], [], set()
     for key, table in stats.items():
@@ -141,7 +159,7 @@ def fill_statistics(model, M, windows, meta, folder):
             if not isinstance(buffer, torch.Tensor):
                 continue
             if len(values) != buffer.numel():
-                problems.append(f'{key}_{name} has room for {buffer.numel()} numbers, meta.json has {len(values)}')
+                problems.append(f'{key}_{name} holds {buffer.numel()} numbers, meta.json has {len(values)}')
                 continue
             buffer.copy_(torch.tensor(values).view_as(buffer))
             filled.add(f'{key}_{name}')
@@ -149,23 +167,29 @@ def fill_statistics(model, M, windows, meta, folder):
     raw = set(getattr(M, 'UNNORMALISED', ()))
     for key in windows:
         if key in stats and key not in raw and not any(f'{key}_{name}' in filled for name in stats[key]):
-            problems.append(f'the statistics of {key} find no buffer like {key}_mean (or UNNORMALISED = ({key!r},))')
-    lonely = [name for name, _ in model.named_buffers() if name.rpartition('_')[2] in names and name not in filled
-              and name in model.state_dict() and '.' not in name and needed(name, windows, stats)]
+            problems.append(f'the statistics of {key} find no buffer like {key}_mean '
+                            f'(if that is meant: UNNORMALISED = ({key!r},))')
+    lonely = [name for name in model.state_dict() if isinstance(getattr(model, name, None), torch.Tensor)
+              and name.rpartition('_')[2] in names and name.rpartition('_')[0] not in DERIVED
+              and name not in filled and not isinstance(getattr(model, name), torch.nn.Parameter)]
     problems += [f'the buffer {name} finds no statistics' for name in lonely]
     if problems:
         sys.exit(f'{M.__name__} on {folder}/meta.json: {"; ".join(problems)}; it would train un-normalised')
-
-
-def needed(buffer, windows, stats):
-    """Is <key>_<name> a statistic of something that was measured here? `delta_action_mean` without q_index is not."""
-    return buffer.rpartition('_')[0] not in DERIVED or buffer.rpartition('_')[0] in stats
-
-
-DERIVED = ('delta_state', 'delta_action', 'delta_prev')  # of robots only; see data/writer.py
 
 
 def statistics(model, meta):
     """Names of the model's buffers that meta.json's statistics fill."""
     return {f'{key}_{name}' for key, table in meta['stats'].items() for name in table
             if isinstance(getattr(model, f'{key}_{name}', None), torch.Tensor)}
+
+
+def check_output(M, out):
+    """What forward returned in the first step: one line unless it can be trained on."""
+    loss = out.get('loss') if isinstance(out, dict) else None
+    if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.requires_grad:
+        got = sorted(out) if isinstance(out, dict) else type(out).__name__
+        sys.exit(f"{M.__name__}.Model.forward returned {got}; "
+                 "want a dict with 'loss', a scalar tensor with grad")
+    wrong = [key for key, value in out.items() if not isinstance(value, torch.Tensor) or value.numel() != 1]
+    if wrong:
+        sys.exit(f'{M.__name__}.Model.forward: {", ".join(wrong)} is no scalar tensor: it cannot be logged')
