@@ -1,243 +1,294 @@
 """
-How fast is a training step of NanoWM? A table on stdout, the same as JSON in bench/results/.
+How fast is a model? Every model of the contract; a table on stdout, the same as JSON in bench/results/.
 
-    python bench/step.py --compare=True                 modulation per frame (ours) vs per patch (the original's way)
-    python bench/step.py --loader=True                  how much of a step is spent waiting for data
-    python bench/step.py --sizes=S,B,L --frames=4,16    eager vs compiled; on a GPU in bf16, with MFU and memory
+    python bench/step.py --model=nanowm --preset=S --num_frames=16    one optimizer step; on a GPU compiled, too
+    python bench/step.py --model=arx5_gpt --what=rollout              imagined frames per second (policies: .act)
+    python bench/step.py --model=arx5_gpt --what=loader               share of a step spent waiting for data
+    python bench/step.py --model=arx5_gpt --what=gpu                  eager, compiled, CUDA graph; kernel launches
 
-Variants are timed in turn, repetition by repetition, so that a busy machine slows all of them; medians are compared.
-The floor: FLOPs of the matmuls over the device's peak. At S/2, 4 frames, modulation per patch costs 15 % of them with
-additive actions and 26 % with adaln: 0.85 and 0.74 are the best ratios that --compare can show.
+Keys of the model's Config start from the preset and can be set by flag, like --num_frames above; weights and data
+are random, because speed does not depend on the numbers. Modes are timed in turn, repetition by repetition, so that
+a busy machine slows all of them; medians are shown. The floor: FLOPs of the matmuls (flops_per_sample) over the
+device's peak.
 """
-import json
+import inspect
 import os
 import sys
 import tempfile
-import time
-from statistics import median
+from dataclasses import asdict, fields
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import numpy as np
+from configurator import Owner, configure, polite_exit
+
+if __name__ == '__main__':
+    polite_exit()                                        # importing torch takes seconds
+
 import torch
 
-import nanowm
-from configurator import configure
+import contract
+from bench import timing
 
-sizes = ('S',)                # S | B | L, patch 2
-frames = (4,)                 # frames per sample
-batch = 1                     # samples per step
-side = 32                     # of the square latents
-injections = ('additive', 'adaln')    # for --compare
-compare = False               # per-frame vs per-patch modulation, forward + backward
-loader = False                # share of a step spent waiting for the prefetch thread
-reps = 7                      # timed repetitions per variant
-loader_steps = 20             # timed steps of --loader
+model = 'nanowm'              # a model file of the repository
+what = 'step'                 # step | rollout | loader | gpu
+preset = 'cpu'                # a name in the model's PRESETS
+modes = ('auto',)             # eager | compiled | graph; auto = eager, on cuda compiled too, --what=gpu all
+batch = 4                     # samples per step, or clips of a rollout
+candidates = 1                # rollout: futures per clip
+rollout_frames = 16           # rollout: frames to imagine
+rollout_context = 0           # rollout: frames that are given; 0 = a whole window less one
+rollout_history = 0           # rollout: its argument `history`, where it has one; 0 = the model's choice
+rollout_stride = 0            # rollout: its argument `stride`, where it has one; 0 = the model's choice
+loader_steps = 20             # timed steps of --what=loader
+reps = 7                      # timed repetitions per mode
+seed = 0                      # of weights and data
 device = 'auto'               # auto = cuda if there is one, else cpu
-dtype = 'auto'                # float32 | bfloat16; auto = bfloat16 on cuda
+dtype = 'auto'                # float32 | bfloat16 (autocast); auto = bfloat16 on cuda
 threads = 1                   # CPU threads
-out = ''                      # JSON; '' = bench/results/step_<what>_<device>.json
+out = ''                      # JSON; '' = bench/results/step_<model>_<what>_<preset>_<device>.json
 
-SIZES = {'S': dict(depth=12, hidden=384, heads=6), 'B': dict(depth=12, hidden=768, heads=12),
-         'L': dict(depth=24, hidden=1024, heads=16)}
-PEAK = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12}          # dense bf16, data sheets
+MODES = ('eager', 'compiled', 'graph')
 
 
-class PerPatchBlock(nanowm.Block):
-    """The same block with the condition repeated for every patch before the modulation MLP of temporal blocks."""
-
-    def forward(self, x, c, e, rope, past=None):
-        if self.time:
-            c, e = (y.expand(-1, -1, x.shape[2], -1) for y in (c, e))
-        return super().forward(x, c, e, rope, past)
-
-
-def per_patch(model):
-    """A copy of the model, same weights, that modulates per patch."""
-    other = nanowm.Model(model.cfg).to(model.alpha.device)
-    other.load_state_dict(model.state_dict())
-    for block in other.blocks: block.__class__ = PerPatchBlock
-    return other
+def owners(wanted):
+    """The Config of the model that is asked for, at its preset, owns the other keys."""
+    name, at = str(wanted['model']), str(wanted['preset'])
+    M = contract.load(name)
+    missing = contract.defects(M, whole=True)
+    if missing:
+        sys.exit(f'{name}.py is no model yet: {"; ".join(missing)}; see contract.py')
+    if at not in M.PRESETS:
+        sys.exit(f'preset = {at!r}: {name} has {", ".join(M.PRESETS)}')
+    yield Owner(f'{name}.Config, preset {at}', dict(vars(M.PRESETS[at])), M.__file__)
 
 
-def randomise(model):
-    """The zero output layers of a fresh model would hide every difference."""
-    with torch.no_grad():
-        for p in model.parameters(): p.add_(torch.randn_like(p) * 0.02)
-    return model
+def build(M, cfg, clock, mode='eager'):
+    """A fresh model on the device; an impossible Config ends in one line."""
+    net = contract.attempt(M, M.Model, cfg)
+    net.to(clock.device).train()
+    if mode == 'compiled':
+        net.compile(dynamic=False)                       # as train.py does; the optimizer stays eager
+    return net
 
 
-def make_batch(cfg, n, device):
-    return {'latent': torch.randn(n, cfg.num_frames, cfg.channels, cfg.height, cfg.width, device=device),
-            'action': torch.randn(n, cfg.num_frames, cfg.action_dim, device=device),
-            't': torch.randint(cfg.timesteps, (n, cfg.num_frames), device=device),
-            'noise': torch.randn(n, cfg.num_frames, cfg.channels, cfg.height, cfg.width, device=device)}
+def example(M, cfg, clock, n):
+    return timing.to(M.example(cfg, n), clock.device)
 
 
-def timed(step):
-    """Seconds of one call, the device's queue included."""
-    if device.startswith('cuda'): torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device.startswith('cuda'): torch.cuda.synchronize()
-    return time.perf_counter() - start
+# ---- one optimizer step ----
+
+def graphed(step, optimizer):
+    """
+    The whole step captured once and replayed: one launch. New samples would be copied into the batch, in place, and
+    lr is baked in; to change it, make it a tensor.
+    """
+    for group in optimizer.param_groups:
+        if 'capturable' in group:
+            group['capturable'] = True
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):                        # lazy initialisation must not be recorded
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):                        # it begins without gradients and ends without
+        step()
+    return graph.replay
 
 
-def times(steps):
-    """{name: step} -> {name: seconds of each repetition}, taking turns, after one untimed call each."""
-    for step in steps.values(): timed(step)
-    took = {name: [] for name in steps}
-    for _ in range(reps):
-        for name, step in steps.items(): took[name].append(timed(step))
-    return took
+def launches(step):
+    """How often a step asks the GPU for something: kernels, or one whole graph."""
+    from torch.profiler import ProfilerActivity, profile
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    events = profiler.key_averages()
+    return sum(event.count for event in events if event.key.startswith('cu') and 'Launch' in event.key)
 
 
-def interleaved(steps):
-    """{name: step} -> {name: median seconds}."""
-    return {name: median(values) for name, values in times(steps).items()}
-
-
-def autocast():
-    return torch.autocast(device.split(':')[0], torch.bfloat16, enabled=dtype == 'bfloat16')
-
-
-def backward(model, data):
-    def step():
-        model.zero_grad(set_to_none=True)
-        with autocast(): loss = model(data)['loss']
-        loss.backward()
+def ready(M, cfg, clock, mode, data):
+    """-> the step of one mode, warmed up; or None, with a line that says why, where it cannot be captured."""
+    net = build(M, cfg, clock, mode)
+    optimizer = net.configure_optimizers(timing.LR, timing.DECAY, timing.BETAS)
+    step = timing.train_step(net, data, clock, optimizer)
+    if mode == 'graph':
+        try:
+            step = graphed(step, optimizer)
+        except RuntimeError as error:                    # something in the step waits for the GPU
+            print(f'graph left out: {str(error).splitlines()[0]}')
+            return None
+    try:
+        for _ in range(timing.WARM_UP):
+            clock.timed(step)
+    except (AssertionError, ValueError) as error:        # e.g. a batch that no ensemble can share
+        sys.exit(f'{M.__name__} with {len(next(iter(data.values())))} samples: {error}')
     return step
 
 
-def train_step(model, data):
-    """data: a batch, or a function that returns the next one."""
-    optimizer = model.configure_optimizers(1e-4, 0.01, (0.9, 0.999))
-
-    def step():
-        with autocast(): loss = model(data() if callable(data) else data)['loss']
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return step
-
-
-def config_of(size, n, injection='additive'):
-    return nanowm.Config(height=side, width=side, num_frames=n, injection=injection, **SIZES[size])
-
-
-def compare_modulation(size, n, injection):
-    cfg = config_of(size, n, injection)
-    ours = randomise(nanowm.Model(cfg).to(device))
-    theirs, data = per_patch(ours), make_batch(cfg, batch, device)
-    with torch.no_grad():
-        x, action = data['latent'], data['action']
-        difference = (ours.net(x, data['t'], action) - theirs.net(x, data['t'], action)).abs().max().item()
-    took = interleaved({'per frame': backward(ours, data), 'per patch': backward(theirs, data)})
-    return dict(size=size, frames=n, batch=batch, injection=injection, per_frame_ms=took['per frame'] * 1e3,
-                per_patch_ms=took['per patch'] * 1e3, ratio=took['per frame'] / took['per patch'],
-                difference=difference)
-
-
-def eager_and_compiled(size, n):
-    cfg, rows, memory, steps = config_of(size, n), [], {}, {}
-    data, on_cuda = make_batch(cfg, batch, device), device.startswith('cuda')
-    for name in ('eager', 'compiled'):
-        if on_cuda: torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() if on_cuda else 0         # the other variant's weights and optimizer
-        model = nanowm.Model(cfg).to(device)
-        if name == 'compiled': model.compile(dynamic=False)
-        steps[name] = train_step(model, data)
-        for _ in range(2): timed(steps[name])
-        memory[name] = (torch.cuda.max_memory_allocated() - before) / 2 ** 30 if on_cuda else None
-    flops, took = batch * model.flops_per_sample(), interleaved(steps)
-    peak = next((p for name, p in PEAK.items() if name in device_name()), 0)
-    for name, seconds in took.items():
-        rows.append(dict(size=size, frames=n, batch=batch, mode=name, dtype=dtype, ms=seconds * 1e3,
-                         samples_per_s=batch / seconds, tflops=flops / seconds / 1e12,
-                         mfu=flops / seconds / peak if peak else None, memory_gib=memory[name]))
+def step_rows(M, cfg, clock, modes, n, count_launches=False):
+    """A row per mode. Memory is the peak of its step, without what the modes before it still hold."""
+    data, steps, memory = example(M, cfg, clock, n), {}, {}
+    for mode in modes:
+        if clock.on_cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        step = ready(M, cfg, clock, mode, data)
+        if step is None:
+            continue
+        steps[mode] = step
+        memory[mode] = (torch.cuda.max_memory_allocated() - before) / 2 ** 30 if clock.on_cuda else None
+    flops = n * build(M, cfg, clock).flops_per_sample()
+    rows = []
+    for mode, seconds in clock.medians(steps).items():
+        row = dict(mode=mode, dtype=clock.dtype, batch=n, **clock.rates(seconds, n, flops))
+        row['memory_gib'] = memory[mode]
+        if count_launches:
+            row['launches'] = launches(steps[mode])
+        rows.append(row)
     return rows
 
 
-def waiting_for_data(size, n):
-    """Train from a folder of float16 latents through Store and Prefetch, as train.py does."""
+# ---- imagining and acting ----
+
+def random_actions(M, cfg, n, rows):
+    """(n, rows, k*A): what `example` calls an action, k raw ones (frame_skip) folded into a row."""
+    k = getattr(cfg, 'frame_skip', 1)
+    pieces, length = [], 0
+    while length < max(1, rows) * k:
+        pieces.append(M.example(cfg, n)['action'])
+        length += pieces[-1].shape[1]
+    width = k * pieces[0].shape[-1]
+    return torch.cat(pieces, 1)[:, :rows * k].reshape(n, rows, width)
+
+
+def rollout_input(M, cfg, n, futures, frames, given=0):
+    """-> a context of `given` frames (0 = those of an example but one), actions of n x futures x frames."""
+    batch = M.example(cfg, n)
+    seen = {key: batch[key] for key in M.windows(cfg) if key != 'action'}
+    most = min(value.shape[1] for value in seen.values())
+    given = given or max(1, most - 1)
+    if not 1 <= given <= most:
+        sys.exit(f'rollout_context = {given}: a window of {M.__name__} has 1..{most} frames')
+    context = {key: value[:, :given] for key, value in seen.items()}
+    context['action'] = random_actions(M, cfg, n, given - 1)
+    return context, random_actions(M, cfg, n * futures, frames).unflatten(0, (n, futures))
+
+
+def dreamer(M, net, clock, n):
+    """What --what=rollout times for a world model, with the flags above; and how many frames it imagines."""
+    extra = {'history': rollout_history, 'stride': rollout_stride}
+    extra = {key: value for key, value in extra.items() if value}
+    for key, value in extra.items():
+        if key not in inspect.signature(net.rollout).parameters:
+            sys.exit(f'rollout_{key} = {value}: the rollout of {M.__name__} takes no {key}')
+    context, action = rollout_input(M, net.cfg, n, candidates, rollout_frames, rollout_context)
+    context, action = timing.to(context, clock.device), action.to(clock.device)
+
+    def dream():
+        with clock.autocast():
+            return net.rollout(context, action, **extra)
+    return dream, n * candidates * rollout_frames
+
+
+def actor(M, net, clock, n):
+    """What it times for a policy: an answer to a new observation, none out of a queue of actions."""
+    data = example(M, net.cfg, clock, n)
+    obs = {key: data[key] for key in M.windows(net.cfg) if key != 'action'}
+
+    def act():
+        if hasattr(net, 'reset'):
+            net.reset()
+        with clock.autocast():
+            return net.act(obs)
+    return act, n
+
+
+def rollout_rows(M, cfg, clock, modes, n):
+    """A row per mode: frames per second of a rollout, or answers per second of a policy."""
+    task = dreamer if hasattr(M.Model, 'rollout') else actor
+    if not hasattr(M.Model, 'rollout') and not hasattr(M.Model, 'act'):
+        sys.exit(f'{M.__name__}.Model has neither rollout nor act; there is nothing to time')
+    ways, counts = {}, {}
+    for mode in modes:
+        if mode == 'graph':
+            sys.exit('modes = graph: rollouts are timed eager or compiled')
+        torch.manual_seed(seed)                          # all modes dream of the same
+        net = build(M, cfg, clock).eval()
+        if mode == 'compiled':
+            net.net = torch.compile(net.net)             # rollout and act call it; windows grow: not static
+        ways[mode], counts[mode] = task(M, net, clock, n)
+        try:
+            for _ in range(timing.WARM_UP):
+                clock.timed(ways[mode])
+        except (AssertionError, ValueError) as error:    # e.g. more history than the model can see
+            sys.exit(f'{M.__name__}: {error}')
+    unit = 'frames' if task is dreamer else 'answers'
+    return [{'mode': mode, 'dtype': clock.dtype, 'batch': n, unit: counts[mode], 'ms': seconds * 1e3,
+             f'{unit}_per_s': counts[mode] / seconds}
+            for mode, seconds in clock.medians(ways).items()]
+
+
+# ---- waiting for data ----
+
+def loader_rows(M, cfg, clock, modes, n):
+    """Steps fed by Store and Prefetch as in train.py, from the disk and from memory (data_on_device)."""
     from data.loader import Store
-    from data.writer import write
-    cfg = config_of(size, n)
+    mode, rows = [mode for mode in modes if mode != 'graph'][-1], []
     with tempfile.TemporaryDirectory() as folder:
-        write(folder + '/set', random_episode, 16, seed=0, val='0.1', workers=1, command='bench/step.py',
-              info={'source': 'noise', 'revision': '', 'fps': 1, 'units': {}})
-        store = Store(folder + '/set', 'train', nanowm.windows(cfg))
-        took, waited = fed(lambda step: store.batch(step, batch, 0),
-                           lambda data: train_step(nanowm.Model(cfg).to(device), data))
-    return dict(size=size, frames=n, batch=batch, ms=took * 1e3, waited_ms=waited * 1e3, in_model=1 - waited / took)
+        timing.write_folder(os.path.join(folder, 'set'), M, cfg)
+        for held in (False, True):
+            store = Store(os.path.join(folder, 'set'), 'train', M.windows(cfg), pad=M.PAD)
+            if held:
+                store.to(clock.device)
+            net = build(M, cfg, clock, mode)
+            took, waited = clock.fed(lambda i, store=store: store.batch(i, n, seed),
+                                     lambda data, net=net: timing.train_step(net, data, clock), loader_steps)
+            rows.append(dict(mode=mode, dtype=clock.dtype, batch=n, data_on_device=held, ms=took * 1e3,
+                             waited_ms=waited * 1e3, waited=waited / took))
+    return rows
 
 
-def fed(fetch, make_step):
-    """make_step(source of batches) -> a step; Prefetch calls fetch(i). Seconds per step, and of these waited for it."""
-    from data.loader import Prefetch
-    depth, waits = 4, []
-    batches = Prefetch(fetch, 0, device, depth)
-
-    def next_batch():
-        start = time.perf_counter()
-        item = batches.next()
-        waits.append(time.perf_counter() - start)
-        return item
-    step = make_step(next_batch)
-    for _ in range(depth + 2): timed(step)                   # what was fetched ahead proves nothing
-    waits.clear()
-    took = sum(timed(step) for _ in range(loader_steps))
-    batches.close()
-    return took / loader_steps, sum(waits) / loader_steps
+def gpu_rows(M, cfg, clock, modes, n):
+    if not clock.on_cuda:
+        sys.exit(f'--what=gpu wants a CUDA device, not device = {clock.device}')
+    return step_rows(M, cfg, clock, modes, n, count_launches=True)
 
 
-def random_episode(i):
-    rng = np.random.default_rng(i)
-    action = rng.standard_normal((64, 7), dtype=np.float32)
-    action[-1] = 0
-    return {'latent': rng.standard_normal((64, 4, 32, 32), dtype=np.float32).astype(np.float16), 'action': action}
+ROWS = {'step': step_rows, 'rollout': rollout_rows, 'loader': loader_rows, 'gpu': gpu_rows}
 
 
-def device_name():
-    if device.startswith('cuda'): return torch.cuda.get_device_name()
-    try:
-        with open('/proc/cpuinfo') as f: return next(line.split(': ')[1].strip() for line in f if 'model name' in line)
-    except (OSError, StopIteration):
-        return 'cpu'
+def modes_for(what, asked, clock):
+    """The modes that `auto` means on this device, or those that were asked for."""
+    if asked == ('auto',):
+        if not clock.on_cuda:
+            return ('eager',)
+        return MODES if what == 'gpu' else ('eager', 'compiled')
+    unknown = [mode for mode in asked if mode not in MODES]
+    if unknown or not asked:
+        sys.exit(f'modes = {", ".join(unknown)}: choose from {", ".join(MODES)}')
+    if 'graph' in asked and not clock.on_cuda:
+        sys.exit(f'modes = graph: wants a CUDA device, not device = {clock.device}')
+    return tuple(asked)
 
 
-def table(rows):
-    """List of flat dicts -> aligned lines."""
-    def cell(v): return f'{v:.4g}' if isinstance(v, float) else '-' if v is None else str(v)
-    cells = [list(rows[0])] + [[cell(v) for v in row.values()] for row in rows]
-    width = [max(map(len, column)) for column in zip(*cells)]
-    return '\n'.join('  '.join(c.rjust(w) for c, w in zip(line, width)) for line in cells)
-
-
-def save(out, script, what, rows, **keys):
-    """The table as JSON, whole or not at all; out = '': bench/results/<script>_<what>_<device>.json."""
-    kind = next((word for word in device_name().split() if word in ('H100', 'H200', 'A100')), device.split(':')[0])
-    out = out or os.path.join(ROOT, 'bench', 'results', f'{script}_{what}_{kind.lower()}.json')
-    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
-    with open(out + '.tmp', 'w') as f:
-        json.dump(dict(command=' '.join([f'python bench/{script}.py', *sys.argv[1:]]), device=device_name(), **keys,
-                       torch=torch.__version__, rows=rows), f, indent=1)
-    os.replace(out + '.tmp', out)
+def main():
+    config, changed = configure(globals(), owners=owners)
+    if what not in ROWS:
+        sys.exit(f'what = {what!r}: choose from {", ".join(ROWS)}')
+    for key in ('batch', 'candidates', 'rollout_frames', 'loader_steps', 'threads'):
+        if config[key] < 1:
+            sys.exit(f'{key} = {config[key]}: must be at least 1')
+    clock = timing.Clock(device, dtype, reps)
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    M = contract.load(model)
+    cfg = M.Config(**{field.name: config[field.name] for field in fields(M.Config)})
+    ours = [f'{key}={config[key]}' for key in changed if hasattr(cfg, key)]      # two settings, two files
+    path = timing.result_path(out, '_'.join(['step', model, what, preset, *ours]), clock)
+    rows = ROWS[what](M, cfg, clock, modes_for(what, modes, clock), batch)
+    timing.finish(path, 'step', rows, clock, model=model, preset=preset, model_config=asdict(cfg))
 
 
 if __name__ == '__main__':
-    config = configure(globals())
-    device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
-    dtype = ('bfloat16' if device.startswith('cuda') else 'float32') if dtype == 'auto' else dtype
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    rows = []
-    for size in sizes:
-        for n in frames:
-            if compare: rows += [compare_modulation(size, n, injection) for injection in injections]
-            elif loader: rows.append(waiting_for_data(size, n))
-            else: rows += eager_and_compiled(size, n)
-    what = 'compare' if compare else 'loader' if loader else 'train'
-    save(out, 'step', what, rows, dtype=dtype, threads=threads, reps=reps)
-    print(table(rows))
+    timing.stoppable(main)
