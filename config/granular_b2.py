@@ -1,7 +1,7 @@
 # Granular of DINO-WM, NanoWM-B/2: 26.08 dB published after 15k steps.
 # The launch script defaults to 8 GPUs (64 clips per step); the released checkpoint's epoch count means 16, as here.
 # Its 4-D actions were not normalised.
-exec(open('config/rt1_b2.py').read())
+inherit('rt1_b2.py')
 dataset = 'granular_sd'
 out_dir = 'out/granular_b2'
 frame_skip = 1

@@ -1,7 +1,7 @@
 # Wall of DINO-WM, NanoWM-B/2: 34.05 dB published after 15k steps.
 # The launch script defaults to 8 GPUs (64 clips per step); the released checkpoint's epoch count means 16, as here.
 # Its actions were not normalised. config/wall_cpu.py is the same world for a CPU.
-exec(open('config/rt1_b2.py').read())
+inherit('rt1_b2.py')
 dataset = 'wall_sd'
 out_dir = 'out/wall_b2'
 frame_skip = 5

@@ -1,6 +1,6 @@
 # The Wall world of DINO-WM in 32x32 pixels: a dot, two rooms, a door. Make the data in seconds:
 # python data/wall/prepare.py --out=data/wall_pixels
-exec(open('config/minihack_wm_cpu.py').read())
+inherit('minihack_wm_cpu.py')
 dataset = 'wall_pixels'
 out_dir = 'out/wall_cpu'
 frame_skip = 4                 # a single move is 1 px: less than what a short run can learn to see

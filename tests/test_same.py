@@ -1,4 +1,6 @@
-"""A function or class under the line `# same as FILE.py` equals the one of that name in FILE.py, comments aside."""
+"""
+A function or class under the line `# same as FILE.py` equals the one of that name in FILE.py, comments aside.
+"""
 import ast
 import difflib
 import re
@@ -10,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def definitions(path):
-    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    tree = ast.parse(path.read_text())
+    return [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
 
 
 def differences(path, root=ROOT):
@@ -20,7 +23,8 @@ def differences(path, root=ROOT):
     for node in definitions(path):
         source = marks.pop(min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1, None)
         if not source: continue
-        originals = [ast.unparse(n) for n in definitions(root / source) if n.name == node.name] or ['(not there)']
+        originals = [ast.unparse(n) for n in definitions(root / source) if n.name == node.name]
+        originals = originals or ['(not there)']
         copy = ast.unparse(node)                            # drops comments, keeps docstrings
         if copy not in originals:
             found += difflib.unified_diff(originals[0].split('\n'), copy.split('\n'), source, path.name)
@@ -31,9 +35,12 @@ def differences(path, root=ROOT):
 def test_marked_copies_are_the_same(path): assert differences(path) == []
 
 
+HEADS = 'def f(x)', '@g\ndef f(x)', 'def f(x, y)', 'def h(x)'
+COPIES = [(f'{head}: return x + {n}', head == 'def f(x)' and n == 1) for n in (1, 2) for head in HEADS]
+
+
 @pytest.mark.parametrize('copy, same', [('def f(x):\n    return x + 1   # other words', True), ('\nf = 1', False),
-                                        *[(f'{head}: return x + {n}', head == 'def f(x)' and n == 1) for n in (1, 2)
-                                          for head in ('def f(x)', '@g\ndef f(x)', 'def f(x, y)', 'def h(x)')]])
+                                        *COPIES])
 def test_a_copy_that_differs_is_found(tmp_path, copy, same):
     (tmp_path / 'a.py').write_text('def f(x):  # why\n    return x + 1\n')
     (tmp_path / 'b.py').write_text(f'def unmarked(): pass\n# same as a.py\n{copy}\n')

@@ -1,4 +1,7 @@
-"""Small enough to be read: line budgets, width, comments in proportion, short functions. Raise one with a reason."""
+"""
+Small enough to be read: line budgets, width, comments in proportion, short functions. Raise one with a
+reason.
+"""
 import ast
 import io
 import tokenize
@@ -7,31 +10,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+WIDTH = 110             # of a line of code, comment or test
 BUDGET = {              # lines, comments and blanks included
-    'README.md': 260,
-    'nanowm.py': 610,           # five injections, four targets and a check of the Config with its messages
-    'imf_policy.py': 450, 'remdm.py': 560,
-    'arx5_gpt.py': 475,         # the published layout, to and from it, with a line for everything that does not fit
-    'act.py': 380,
-    'diffusion_policy.py': 440, 'pi0.py': 620, 'smolvla.py': 540, 'cem.py': 160, 'vae.py': 300, 'vision.py': 180,
-    'metrics.py': 400, 'sample.py': 280,
-    'eval.py': 460,             # three protocols, and the predictors beside which their scores mean something
-
-    'train.py': 370,            # every mistake gets its line before the run, not after it
-    'configurator.py': 170,     # opened up: squeezed to 120 it read like a puzzle
-    'checkpoint.py': 180,       # save, resume and every damage in one line each
-    'logger.py': 70, 'data/loader.py': 180,
-    'data/writer.py': 220,      # statistics of what robots are modelled by: s' - s, a - q, a - a_prev
-    'data/*/prepare.py': 180, 'data/*/env.py': 380,
-    'data/*/readme.md': 25,
+    'README.md': 150, 'docs/*.md': 120,
+    'nanowm.py': 680, 'imf_policy.py': 500, 'remdm.py': 620, 'arx5_gpt.py': 480, 'act.py': 430,
+    'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
+    'cem.py': 160, 'vae.py': 300, 'vision.py': 180, 'metrics.py': 400, 'arx5_export.py': 180,
+    'train.py': 520,  # every key has its range, every stop its way to end; 420 before that was unpacked
+    'configurator.py': 240,     # owners of keys, and a line for a config of another script
+    'contract.py': 210,         # what a model file lacks, said whole before the run
+    'checkpoint.py': 350,  # damage of every file in one line, weights to start from, optimizer state by name
+    'eval.py': 130, 'sample.py': 140, 'protocols/*.py': 200, 'draw/*.py': 200,
+    'logger.py': 110,
+    'data/loader.py': 220, 'data/writer.py': 290,
+    'data/*/prepare.py': 180, 'data/*/env.py': 380, 'data/*/readme.md': 25,
     'config/*.py': 30,          # the CPU demo departs from the published recipe in many keys
-    'tests/test_same.py': 40,
+    'bench/*.py': 380,
+    'tests/test_same.py': 50,
 }
-OTHERS = {'venv', 'build', 'dist', 'out', 'shared'}                     # not ours to judge, like all hidden folders
+OTHERS = {'venv', 'build', 'dist', 'out', 'shared'}  # not ours to judge, like all hidden folders
 CODE = [p for p in ROOT.rglob('*.py')
         if not any(part in OTHERS or part.startswith('.') for part in p.relative_to(ROOT).parts)]
 MODELS = [p for p in ROOT.glob('*.py') if '\nclass Model(' in p.read_text()]
-SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+          tokenize.ENDMARKER}
 
 
 def each(paths):
@@ -40,7 +42,8 @@ def each(paths):
 
 def teach_ratio(source):
     """(comment lines + trailing comments + docstring lines) / lines that hold anything else."""
-    owners = [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    kinds = ast.Module, ast.ClassDef, ast.FunctionDef
+    owners = [n for n in ast.walk(ast.parse(source)) if isinstance(n, kinds)]
     docs = [n.body[0] for n in owners if ast.get_docstring(n) is not None]
     docs = {row for d in docs for row in range(d.lineno, d.end_lineno + 1)}
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
@@ -54,7 +57,10 @@ def long_functions(source, limit=60):
             and n.end_lineno - n.lineno >= limit]
 
 
-@pytest.mark.parametrize('path, budget', [(p, b) for pattern, b in BUDGET.items() for p in sorted(ROOT.glob(pattern))],
+FILES = [(path, budget) for pattern, budget in BUDGET.items() for path in sorted(ROOT.glob(pattern))]
+
+
+@pytest.mark.parametrize('path, budget', FILES,
                          ids=lambda x: str(x.relative_to(ROOT)) if isinstance(x, Path) else str(x))
 def test_budget(path, budget):
     lines = len(path.read_text().splitlines())
@@ -63,8 +69,8 @@ def test_budget(path, budget):
 
 @each(CODE)
 def test_line_width(path):
-    wide = [i for i, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 120]
-    assert not wide, f'{path.name}: lines {wide} are wider than 120'
+    wide = [i for i, line in enumerate(path.read_text().splitlines(), 1) if len(line) > WIDTH]
+    assert not wide, f'{path.name}: lines {wide} are wider than {WIDTH}'
 
 
 @each(MODELS)
@@ -77,7 +83,8 @@ def test_functions_of_models_fit_a_screen(path): assert not long_functions(path.
 
 
 def test_the_rulers():
-    source = '"""doc\n\nstring"""\n# line\nx = """no\ndoc"""     # trailing\n\ndef f():\n    """doc"""\n    return x\n'
+    source = ('"""doc\n\nstring"""\n# line\nx = """no\ndoc"""     # trailing\n\n'
+              'def f():\n    """doc"""\n    return x\n')
     assert teach_ratio(source) == 6 / 4         # lines 1-3, 4, 5 (trailing), 9 over lines 5, 6, 8, 10
     assert long_functions('def f():\n' + '    pass\n' * 60) == ['f']
     assert long_functions('def f():\n' + '    pass\n' * 59) == []
