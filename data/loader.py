@@ -1,13 +1,18 @@
 """
 Data folders -> batches.
 
-A folder holds {train,val}/<key>.npy (one row per frame), {train,val}/episodes.npy (E, 2) with [start, end) rows, and
-meta.json. `Store` cuts windows out of the episodes; a window never crosses from one episode into the next.
+`Store` cuts windows out of the episodes of a folder; no window mixes two of them. data/layout.py says what
+lies in such a folder, and reads its meta.json. Whatever a file says is checked before it is used.
 
-Batch `step` is a pure function of (seed, step): `store.batch(17, ...)` is batch 17, today and in a notebook. Rank r
-takes every world-th row of it from r on. So resuming needs no loader state, and any number of GPUs sees the same data.
+    pad=False    world models: whole windows only; sample i is the i-th window that fits into an episode
+    pad=True     policies: one window per frame with a real action; rows outside the episode repeat the row at
+                 its edge, and `mask` (B, T) bool, T = len(windows['action']), is True where an action is real
+
+Offset 0 is frame t itself. Batch `step` is a pure function of (seed, step): `store.batch(17, ...)` is batch
+17, today and in a notebook. Rank r takes every world-th row of it from r on. So resuming needs no loader
+state, and any number of GPUs sees the same data.
 """
-import json
+import hashlib
 import os
 import queue
 import sys
@@ -16,77 +21,98 @@ import threading
 import numpy as np
 import torch
 
+from data.layout import check_episodes, how_to_make, how_to_remake, identity, read_meta, simulator
 
-def read_meta(folder):
-    """meta.json of a data folder, or exit with one line that says what is missing and how to make it."""
-    path = os.path.join(folder, 'meta.json')
-    try:
-        with open(path) as f:
-            return json.load(f)
-    except FileNotFoundError:
-        sys.exit(f'{path} not found; {how_to_make(folder)}')
-    except json.JSONDecodeError as error:
-        sys.exit(f'{path} is damaged ({error}); delete {folder}, then {how_to_make(folder)}')
-
-
-def how_to_make(folder):
-    """The command that makes a data folder; data/<name>_<variant> comes from data/<name>/prepare.py."""
-    here, dataset = os.path.dirname(os.path.abspath(__file__)), os.path.basename(os.path.normpath(folder))
-    name, _, variant = dataset.rpartition('_')
-    prepare = os.path.join(here, name, 'prepare.py')
-    if variant != 'sd' and os.path.exists(prepare):
-        how = 'it was not finished, run again' if os.path.exists(folder.rstrip('/') + '.tmp') else 'make it'
-        with open(prepare) as f: text = f.read()
-        flag = f'--{variant} ' if f"'--{variant}'" in text else '--src=PATH ' if "'--src'" in text else ''
-        return f'{how}: python data/{name}/prepare.py {flag}--out={folder}'
-    return (f'no prepare.py makes {dataset} yet: train on another set (--dataset=wall_pixels) or write this folder '
-            'in the layout that data/loader.py describes')
+__all__ = ['Prefetch', 'Store', 'how_to_make', 'identity', 'read_meta', 'simulator']
 
 
 class Store:
     """
-    Windows of one split. `windows` = {key: range of frame offsets} comes from the model file; offsets may be negative
-    and may differ per key. Sample id i is the i-th window of the split, counted episode by episode.
+    Windows of one split of a data folder; sample id i is the i-th of them, counted episode by episode.
+
+    windows    {key: range of frame offsets} of the model file; offsets may be negative and may differ per key
+    pad        False: whole windows only; True: one per frame with a real action (see the top of this file)
+    hint       the keys a user can turn down where no episode is long enough
     """
 
-    def __init__(self, folder, split, windows):
-        self.folder, self.split, self.windows = folder, split, windows
+    def __init__(self, folder, split, windows, pad=False,
+                 hint='num_frames, history, frame_skip, n_context, length'):
+        self.folder, self.split, self.windows, self.pad = folder, split, windows, pad
         self.meta = read_meta(folder)
-        self.episodes = self.open('episodes')[:]                                       # (E, 2)
-        self.nbytes = sum(self.open(key).nbytes for key in windows)                    # complain now, not at step 0
-        self.held = {}                                                                 # see `to`
-        self.first = min(min(r) for r in windows.values())
-        length = max(max(r) for r in windows.values()) - self.first + 1                # frames a window spans
-        per_episode = np.maximum(self.episodes[:, 1] - self.episodes[:, 0] - length + 1, 0)
-        self.ends = per_episode.cumsum()                                               # windows up to, with, episode e
+        arrays = {key: self.open(key) for key in windows}      # complain now, not at step 0
+        self.nbytes = sum(x.nbytes for x in arrays.values())
+        self.held = {}                                         # see `to`
+        self.episodes = np.array(self.open('episodes'))        # (E, 2)
+        try:
+            check_episodes(self.episodes, {key: len(x) for key, x in arrays.items()})
+        except ValueError as error:
+            sys.exit(f'{folder}/{split}/episodes.npy: {error}; {how_to_remake(folder)}')
+        self.count(hint)
+
+    def count(self, hint):
+        """How many windows every episode has; exit if none has any."""
+        lengths = self.episodes[:, 1] - self.episodes[:, 0]
+        where = f'{self.folder}/{self.split}'
+        self.padded = set(self.meta.get('padded', ['action']))         # their last row is no data
+        if self.pad:
+            if 'action' not in self.windows:
+                sys.exit("PAD = True: want 'action' in windows(cfg), because `mask` lies on its range")
+            self.first = 0                                     # the first window is that of frame 0
+            per_episode = lengths - ('action' in self.padded)
+            why = f'{where}: no frame of {len(lengths)} episodes has a real action; want two frames or more'
+        else:
+            self.first = min(min(offsets) for offsets in self.windows.values())     # it begins with row 0
+            span = max(max(offsets) for offsets in self.windows.values()) - self.first + 1
+            per_episode = np.maximum(lengths - span + 1, 0)
+            why = (f'{where}: a window spans {span} frames, the longest of {len(lengths)} episodes has '
+                   f'{lengths.max()}; use fewer frames ({hint})')
+        self.ends = per_episode.cumsum()                       # windows up to, with, episode e
         if len(self) == 0:
-            longest = (self.episodes[:, 1] - self.episodes[:, 0]).max(initial=0)
-            sys.exit(f'{folder}/{split}: a window spans {length} frames, the longest of {len(self.episodes)} episodes '
-                     f'has {longest}; use fewer frames (num_frames, history, frame_skip, n_context, length)')
+            sys.exit(why)
 
     def __len__(self):
-        return int(self.ends[-1]) if len(self.ends) else 0
+        return int(self.ends[-1])
 
     def open(self, key):
-        """The memmap of one key; opened anew for each batch, because its pages count as ours until it is closed."""
+        """The memmap of one key; opened anew per batch: its pages count as ours until it is closed."""
         name = f'{self.split}/{key}.npy'
         path, files = os.path.join(self.folder, name), self.meta['files']
-        remake = f'delete {self.folder}, then {how_to_make(self.folder)}'
         if name not in files:
             if self.split == 'val' and not any(file.startswith('val/') for file in files):
                 sys.exit(f'{self.folder} has no val split: delete it and make it again, with --val=0.1')
-            sys.exit(f'{self.folder}/meta.json knows no {name}, only {", ".join(files)}; is it the right dataset?')
+            sys.exit(f'{self.folder}/meta.json knows no {name}, only {", ".join(files)}; is it the right '
+                     'dataset?')
+        want = files[name]
         try:
+            size = os.path.getsize(path)
             array = np.load(path, mmap_mode='r')
         except FileNotFoundError:
-            sys.exit(f'{path} is missing; {remake}')
-        except (ValueError, EOFError) as error:
-            sys.exit(f'{path} is truncated or damaged ({error}); {remake}')
-        expected = files[name]
-        if list(array.shape) != list(expected['shape']) or str(array.dtype) != expected['dtype']:
-            sys.exit(f'{path} is {array.dtype} {list(array.shape)}, meta.json says {expected["dtype"]} '
-                     f'{list(expected["shape"])}; {remake}')
+            sys.exit(f'{path} is missing; {how_to_remake(self.folder)}')
+        except OSError as error:
+            sys.exit(f'{path}: {error.strerror or error}; make it readable or use another dataset')
+        except Exception:                                      # numpy has many words for a damaged header
+            array = None
+        if array is not None and (list(array.shape) != want['shape'] or str(array.dtype) != want['dtype']):
+            sys.exit(f'{path} is {array.dtype} {list(array.shape)}, meta.json says {want["dtype"]} '
+                     f'{want["shape"]}; {how_to_remake(self.folder)}')
+        if array is None or size != want['bytes']:
+            sys.exit(f'{path} is truncated or damaged ({size} bytes, meta.json says {want["bytes"]}); '
+                     f'{how_to_remake(self.folder)}')
         return array
+
+    def verify(self):
+        """Read every file of the folder, of all splits; exit with one line if one is not what was written."""
+        for name, entry in self.meta['files'].items():
+            path, sha = os.path.join(self.folder, name), hashlib.sha256()
+            try:
+                with open(path, 'rb') as f:
+                    while piece := f.read(1 << 20):
+                        sha.update(piece)
+            except OSError as error:
+                sys.exit(f'{path}: {error.strerror}; {how_to_remake(self.folder)}')
+            if sha.hexdigest() != entry['sha256']:
+                sys.exit(f'{path} is not what was written: sha256 {sha.hexdigest()[:12]}..., meta.json '
+                         f'says {entry["sha256"][:12]}...; {how_to_remake(self.folder)}')
 
     def locate(self, ids):
         """Sample ids (B,) -> episode (B,) and the row of frame offset 0 (B,)."""
@@ -95,13 +121,24 @@ class Store:
         return episode, self.episodes[episode, 0] + (ids - before) - self.first
 
     def windows_at(self, ids):
-        """Sample ids (B,) -> {key: (B, len(range), ...)} and `index` (B,), torch tensors."""
-        rows = self.locate(ids)[1]
-        batch = {key: self.rows(key, rows[:, None] + np.asarray(offsets)) for key, offsets in self.windows.items()}
+        """Sample ids (B,) -> {key: (B, len(range), ...)}, `mask` if pad, and `index` (B,), torch tensors."""
+        batch = {}
+        episode, rows = self.locate(ids)
+        for key, offsets in self.windows.items():
+            where = rows[:, None] + np.asarray(offsets)        # (B, T)
+            if self.pad:
+                first, end = self.episodes[episode].T[:, :, None]      # (B, 1) each
+                last = end - 1 - (key in self.padded)
+                if key == 'action':
+                    batch['mask'] = torch.from_numpy((first <= where) & (where <= last))
+                where = where.clip(first, last)
+            batch[key] = self.rows(key, where)
         return batch | {'index': torch.from_numpy(np.asarray(ids, dtype=np.int64))}
 
     def rows(self, key, where):
-        if key in self.held: return self.held[key][torch.from_numpy(where).to(self.held[key].device)]
+        """Rows (B, T) of one key -> (B, T, ...), from the device if `to` put it there, else from the file."""
+        if key in self.held:
+            return self.held[key][torch.from_numpy(where).to(self.held[key].device)]
         return torch.from_numpy(self.open(key)[where])
 
     def to(self, device):
@@ -114,11 +151,12 @@ class Store:
         return np.random.default_rng([seed, step]).integers(len(self), size=batch_size)[rank::world]
 
     def batch(self, step, batch_size, seed, rank=0, world=1):
+        """Batch `step`: the windows at its ids."""
         return self.windows_at(self.ids(step, batch_size, seed, rank, world))
 
 
 class Prefetch:
-    """One daemon thread calls fetch(start), fetch(start + 1), ... and stays up to `depth` batches ahead of `next`."""
+    """A daemon thread calls fetch(start), fetch(start + 1), ..., at most `depth` batches ahead of `next`."""
 
     def __init__(self, fetch, start, device, depth=4):
         self.device, self.queue, self.stop = torch.device(device), queue.Queue(depth), threading.Event()
@@ -132,10 +170,10 @@ class Prefetch:
                 item = fetch(step)
                 if self.device.type == 'cuda':
                     item = {key: v if v.is_cuda else v.pin_memory() for key, v in item.items()}
-            except BaseException as error:                    # SystemExit too: it must end the run, not this thread
+            except BaseException as error:            # SystemExit too: it must end the run, not this thread
                 item = error
             step += 1
-            while not self.stop.is_set():                     # a put that waits for ever could not be stopped
+            while not self.stop.is_set():             # a put that waits for ever could not be stopped
                 try:
                     self.queue.put(item, timeout=0.1)
                     break
@@ -150,5 +188,6 @@ class Prefetch:
         return {key: value.to(self.device, non_blocking=True) for key, value in item.items()}
 
     def close(self):
+        """Stop the thread. One that hangs in a slow disk is left behind: a daemon ends with its process."""
         self.stop.set()
-        self.thread.join()
+        self.thread.join(timeout=1.5)

@@ -1,14 +1,30 @@
 """
 From "one episode as a function of its number" to a data folder; every prepare.py ends in one call of `write`.
 
-    episode(i) -> {key: (T, ...) array}     picklable; its random numbers come from (seed, i) and nothing else
-    write(out, episode, n, ...)             -> out/{train,val}/<key>.npy and episodes.npy (E, 2), out/meta.json
-    keys      'video' (T, H, W, C) uint8, 'action' (T, A) float32, 'state' (T, S) float32, 'latent' (T, C, h, w), ...
-    action    row t is taken at frame t and leads to frame t + 1; the last row leads nowhere and is zero (see `padded`)
+    episode(i) -> {key: (T, ...) array}    picklable; its random numbers come from (seed, i) and nothing else
+    write(out, episode, n, ...)            -> out/{train,val}/<key>.npy and episodes.npy (E, 2), out/meta.json
+    keys      'video' (T, H, W, C) uint8, 'action' (T, A) float32, 'state' (T, S) float32, ... (layout.py)
+    action    row t is taken at frame t and leads to frame t + 1; the last row leads nowhere and is zero,
+              unless padded=() says that it was recorded too
 
-Workers compute SHARD episodes at a time into <out>.tmp/, so a stopped run goes on where it was. Then one process
-streams the shards, in episode order, into the final arrays, and one rename makes the folder appear. The bytes depend on
-the command alone, not on the number of workers nor on an interruption. While it runs, the disk holds the data twice.
+    info      what meta.json shall say of the data; fps is a must, the others where they make sense
+        source, revision    where the data come from, and which version of that
+        fps                 frames per second, for pictures and clocks
+        units               {key: text}
+        state_names, action_names, joint_names      texts for plots, one per entry
+        action_arrows       [[right, down], ...], one per entry of the action: how to draw it onto the picture
+        q_index             robots: which entry of the state each entry of the action commands
+        groups              robots: {name: {dims, unit, rate_of}}: entries of the state that share a unit, for
+                            errors are reported per group; rate_of names the group whose rate of change it is
+        env, contact        'data.<name>.env', the simulator that made the data; whether its contacts were on
+        facts               {name: value} for fields of that name in a model's Config; sizes, fps and q_index
+                            are among them by themselves
+        anything else       is kept in meta.json for people
+
+Workers compute SHARD episodes at a time into <out>.tmp/, so a stopped run goes on where it was. Then one
+process streams the shards, in episode order, into the final arrays, and one rename makes the folder appear.
+The bytes depend on the command alone, not on the number of workers nor on an interruption. While it runs, the
+disk holds the data twice.
 """
 import argparse
 import fcntl
@@ -23,195 +39,334 @@ import shutil
 import signal
 import sys
 import threading
+import zipfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from data.layout import FACTS, check_episode, check_info, form
+from data.statistics import all_statistics, differences, statistics
+
+__all__ = ['at_least', 'common', 'differences', 'flags', 'split', 'statistics', 'write']
+
 SHARD = 8         # episodes per temporary file: what an interruption may cost each worker
 
 
+# ---- the command line ----
+
 def flags(doc, out, val='0.1'):
-    """ArgumentParser with the flags of every prepare.py. Add your own, then `write(..., **common(args, __file__))`."""
+    """ArgumentParser with the flags of every prepare.py; its results go to `write` through `common`."""
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', default=out, help=f'folder to make (default {out})')
     p.add_argument('--seed', type=int, default=0, help='another seed is another set (default 0)')
-    p.add_argument('--val', default=val, help=f'validation episodes: a share, 0.1, or a range, 85-99 (default {val})')
-    p.add_argument('--workers', type=int, default=os.cpu_count(), help='processes (default: all cores)')
+    p.add_argument('--val', default=val,
+                   help=f'episodes to validate on: a share, 0.1, or a range, 85-99 (default {val})')
+    p.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: all cores)')
     p.add_argument('--limit', type=int, default=0, help='at most this many episodes (default 0: all)')
     return p
 
 
+def at_least(args, **least):
+    """Exit with one line if a flag is below what it must be at least: at_least(args, frames=2)."""
+    for name, value in least.items():
+        if getattr(args, name) < value:
+            sys.exit(f'--{name}={getattr(args, name)}: want {value} or more')
+
+
 def common(args, file):
     """What `write` wants to know of the flags; `command` spells out all of them that change a byte."""
-    told = {k: v for k, v in vars(args).items() if k not in ('out', 'workers') and v is not False}
-    told = ' '.join(f'--{k}' if v is True else f'--{k}={v}' for k, v in told.items())
+    told = []
+    for key, value in vars(args).items():
+        if key in ('out', 'workers') or value is False:
+            continue
+        if key == 'src':
+            value = Path(value).resolve().name         # where it lies on this machine is nobody's business
+        told.append(f'--{key}' if value is True else f'--{key}={value}')
     file = '/'.join(Path(file).resolve().parts[-3:])
-    return {k: getattr(args, k) for k in ('seed', 'val', 'workers', 'limit')} | {'command': f'python {file} {told}'}
+    known = {key: getattr(args, key) for key in ('seed', 'val', 'workers', 'limit')}
+    return known | {'command': f'python {file} {" ".join(told)}'}
 
 
 def split(n, val, seed):
-    """Validation mask (n,) bool over whole episodes. val: a share in [0, 1), drawn with the seed, or 'first-last'."""
+    """Which of n episodes validate, (n,) bool. val: a share in [0, 1), drawn by seed, or 'first-last'."""
     mask, span = np.zeros(n, bool), re.fullmatch(r'(\d+)-(\d+)', str(val))
     if span:
-        a, b = int(span[1]), int(span[2])
-        if not a <= b < n: sys.exit(f'--val={val}: episodes are 0-{n - 1}; use a range inside, or a share like 0.1')
-        mask[a:b + 1] = True
+        first, last = int(span[1]), int(span[2])
+        if not first <= last < n:
+            sys.exit(f'--val={val}: episodes are 0-{n - 1}; use a range inside, or a share like 0.1')
+        mask[first:last + 1] = True
     else:
         share = float(val) if re.fullmatch(r'\d*\.?\d+', str(val)) else -1
-        if not 0 <= share < 1: sys.exit(f'--val={val}: want a share in [0, 1) like 0.1, or a range like 85-99')
-        mask[np.random.default_rng([seed, n]).permutation(n)[:max(round(share * n), int(share > 0))]] = True
-    if mask.all(): sys.exit(f'--val={val} of {n} episodes leaves none to train on; hold out fewer')
+        if not 0 <= share < 1:
+            sys.exit(f'--val={val}: want a share in [0, 1) like 0.1, or a range like 85-99')
+        count = max(round(share * n), int(share > 0))
+        mask[np.random.default_rng([seed, n]).permutation(n)[:count]] = True
+    if mask.all():
+        sys.exit(f'--val={val} of {n} episodes leaves none to train on; hold out fewer')
     return mask
 
 
-def statistics(x, binary=None):
-    """x (N, D) -> {mean, std, min, max, q01, q99}: D floats each. Columns `binary` keep mean 0, std 1."""
-    x = x.astype(np.float64)
-    s = {k: getattr(x, k)(0) for k in ('mean', 'std', 'min', 'max')}
-    s['q01'], s['q99'] = np.quantile(x, [0.01, 0.99], axis=0)
-    s['std'][s['min'] == s['max']] = 1     # a constant column divided by its rounding error would be noise times 1e16
-    if binary is not None: s['mean'][binary], s['std'][binary] = 0, 1
-    return {k: v.tolist() for k, v in s.items()}
+# ---- episodes into shards ----
 
-
-def differences(state, action, spans, q_index, padded):
-    """What robots are modelled by, within episodes: s' - s, a - a_prev, and a - q, q the states that a commands."""
-    state, action = state.astype(np.float64), action.astype(np.float64)
-    if q_index is not None and (len(q_index) != action.shape[1] or not {*q_index} <= {*range(state.shape[1])}):
-        sys.exit(f'q_index = {q_index}: want {action.shape[1]} state entries, one per action, of {state.shape[1]}')
-    last = np.isin(np.arange(len(state)), spans[:, 1] - 1)                           # rows with no row after them
-    first, real = np.isin(np.arange(len(state)), spans[:, 0]), ~(last & padded)      # real: not a padding action
-    d = {'delta_state': np.diff(state, axis=0)[~last[:-1]], 'delta_prev': np.diff(action, axis=0)[(~first & real)[1:]]}
-    if q_index is not None: d['delta_action'] = (action - state[:, q_index])[real]
-    return {key: x for key, x in d.items() if len(x)}
-
-
-def checked(episode, i, padded):
-    """episode(i); whatever is wrong with it is named after i, and the traceback of the cause travels along."""
+def play(episode, i, padded, like=None):
+    """episode(i) as arrays, checked. An error in it is named after i, and the traceback of its cause travels
+    along; data that would train wrongly, and in silence, end the run in one line."""
     try:
-        arrays = {k: np.asarray(v) for k, v in episode(i).items()}
-        T = {k: len(v) for k, v in arrays.items()}
-        assert len(set(T.values())) == 1 and min(T.values()) > 0, f'keys differ in length or are empty: {T}'
-        for k, v in arrays.items():
-            assert v.dtype.kind in 'biuf' and v.dtype != np.float64, f'{k} is {v.dtype}; want uint8, int or float32'
-            assert v.dtype.kind != 'f' or np.isfinite(v).all(), f'{k} holds a value that is not finite'
-            assert k not in padded or not v[-1].any(), f'the last {k} leads nowhere and must be zero, got {v[-1]}'
-        return arrays
+        arrays = {key: np.asarray(value) for key, value in episode(i).items()}
     except Exception as e:
         raise RuntimeError(f'episode {i}: {type(e).__name__}: {e}') from e
+    try:
+        check_episode(arrays, padded, like)
+    except ValueError as e:
+        sys.exit(f'episode {i}: {e}')
+    return arrays
 
 
-def compute(episode, first, last, path, padded):
-    """Worker: episodes first..last-1 into one .npz, which has its name only when it is whole. Returns how many."""
-    episodes = [checked(episode, i, padded) for i in range(first, last)]
+def compute(episode, first, last, path, padded, like):
+    """Worker: episodes first..last-1 into one .npz, which has its name only when whole. Returns how many."""
+    episodes = [play(episode, i, padded, like) for i in range(first, last)]
+    arrays = {f'key.{key}': np.concatenate([e[key] for e in episodes]) for key in episodes[0]}
     with open(path.with_suffix('.part'), 'wb') as f:
-        np.savez(f, T=[len(next(iter(e.values()))) for e in episodes],
-                 **{f'key.{k}': np.concatenate([e[k] for e in episodes], dtype=v.dtype, casting='no')
-                    for k, v in episodes[0].items()})
+        np.savez(f, T=[len(next(iter(e.values()))) for e in episodes], **arrays)
+        f.flush()
+        os.fsync(f.fileno())               # a name on the disk before its bytes would be a damaged shard
     os.replace(path.with_suffix('.part'), path)
     return last - first
 
 
-def quiet():
-    """Worker start. Ctrl-C reaches the whole process group, but the parent decides; and no worker outlives it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+def orphan():
+    """Worker start: no worker outlives its parent."""
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run(jobs, workers, bar):
-    """`compute` every job. Workers are spawned: half a simulator copied by fork fails in ways that nobody can read."""
-    if workers == 1 or len(jobs) < 2: return [bar.update(compute(*job)) for job in jobs]
-    with ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context('spawn'), quiet) as pool:
+    """`compute` every job. Workers are spawned: half a simulator copied by fork fails in ways unheard of."""
+    if workers == 1 or len(jobs) < 2:
+        for job in jobs:
+            bar.update(compute(*job))
+        return
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context('spawn'), orphan) as pool:
+        # Ctrl-C reaches the whole process group, but the parent decides: workers inherit that it is blocked
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            for done in as_completed([pool.submit(compute, *job) for job in jobs]): bar.update(done.result())
+            futures = [pool.submit(compute, *job) for job in jobs]
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            for done in as_completed(futures):
+                bar.update(done.result())
         except BaseException:
-            pool.shutdown(cancel_futures=True)     # shards under way are finished, and kept
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()         # what is under way may take minutes; whole shards are kept
             raise
 
+
+def whole(shard):
+    """Is this file there and undamaged? A power cut may have left half of one under its name."""
+    if not shard.exists():
+        return False
+    try:
+        with zipfile.ZipFile(shard) as z:
+            if z.testzip() is None:        # reads everything, and compares checksums
+                return True
+    except PermissionError:
+        raise
+    except Exception:                      # zipfile has many words for a damaged file
+        pass
+    print(f'{shard} is damaged; its episodes are made again', file=sys.stderr)
+    shard.unlink()
+    return False
+
+
+# ---- shards into a folder ----
 
 def save(path, shape, dtype, pieces):
     """Stream arrays into one .npy of this shape, hashing on the way. Returns its entry in meta.json."""
     head, sha = io.BytesIO(), hashlib.sha256()
     np.lib.format.write_array_header_1_0(head, {'descr': dtype.str, 'fortran_order': False, 'shape': shape})
-    with open(path, 'wb') as f:            # plain writes: a memmap on a full disk dies of SIGBUS without a word
+    with open(path, 'wb') as f:        # no memmap: on a full disk it dies of SIGBUS without a word
         for data in itertools.chain([head.getvalue()], (x.tobytes() for x in pieces)):
             sha.update(data)
             f.write(data)
-    return {'shape': list(shape), 'dtype': str(dtype), 'bytes': path.stat().st_size, 'sha256': sha.hexdigest()}
+    size = path.stat().st_size
+    return {'shape': list(shape), 'dtype': str(dtype), 'bytes': size, 'sha256': sha.hexdigest()}
 
 
-def assemble(whole, shards, mask, info, binary, padded):
-    """Shards, in order -> whole/{train,val}/*.npy and whole/meta.json. mask (n,): which episodes validate."""
-    def read(shard, key):
-        with np.load(shard) as z: return z[key]
-    def pieces(key, want):                 # one array (T, ...) per wanted episode; one shard in memory at a time
-        for shard, T, i in zip(shards, lengths, np.cumsum([0] + [len(x) for x in lengths])):
-            if want[i:i + len(T)].any():
-                x = read(shard, f'key.{key}')
-                assert (x.dtype, x.shape[1:]) == (like[key].dtype, like[key].shape), f'{key} changes at episode {i}'
-                yield from itertools.compress(np.split(x, np.cumsum(T)[:-1]), want[i:i + len(T)])
-    lengths = [read(s, 'T') for s in shards]
-    with np.load(shards[0]) as z: like = {k[4:]: z[k][0] for k in z.files if k != 'T'}     # one frame of each key
-    counts, files, stats = {}, {}, {}
+def load(shard, key):
+    with np.load(shard) as z:
+        return z[key]
+
+
+def first_frames(shard):
+    """{key: the first frame in the shard, (1, ...)}."""
+    with np.load(shard) as z:
+        return {name.removeprefix('key.'): z[name][:1] for name in z.files if name != 'T'}
+
+
+def pieces(shards, lengths, key, want):
+    """One array (T, ...) per episode that is wanted, (n,) bool; one shard in memory at a time."""
+    i = 0
+    for shard, T in zip(shards, lengths):
+        wanted = want[i:i + len(T)]
+        if wanted.any():
+            episodes = np.split(load(shard, f'key.{key}'), np.cumsum(T)[:-1])
+            yield from itertools.compress(episodes, wanted)
+        i += len(T)
+
+
+def assemble(folder, shards, mask, info, binary, padded):
+    """Shards, in order -> folder/{train,val}/*.npy and folder/meta.json. mask (n,): who validates."""
+    lengths = [load(shard, 'T') for shard in shards]
+    like = {key: x[0] for key, x in first_frames(shards[0]).items()}      # one frame of each key
+    counts, files = {}, {}
     for name, want in {'train': ~mask, 'val': mask}.items():
-        if not want.any(): continue        # --val=0: no such split, no such folder
-        (whole / name).mkdir(parents=True)
+        if not want.any():
+            continue                       # --val=0: no such split, no such folder
+        (folder / name).mkdir(parents=True)
         T = np.concatenate(lengths)[want]
         spans = np.stack([np.cumsum(T) - T, np.cumsum(T)], 1).astype(np.int64)
         counts[name] = {'episodes': len(T), 'frames': int(T.sum())}
         for key, x in like.items():
-            file = whole / name / f'{key}.npy'
-            files[f'{name}/{key}.npy'] = save(file, (int(T.sum()), *x.shape), x.dtype, pieces(key, want))
-            if name == 'train' and x.ndim == 1 and x.dtype.kind == 'f':
-                rows = np.delete(np.load(file), spans[:, 1] - 1 if key in padded else [], axis=0)  # padding is no data
-                stats[key] = statistics(rows, binary.get(key))
-        files[f'{name}/episodes.npy'] = save(whole / name / 'episodes.npy', spans.shape, spans.dtype, [spans])
-        if name == 'train' and {'state', 'action'} <= like.keys():
-            changes = differences(*(np.load(whole / name / f'{k}.npy') for k in ('state', 'action')), spans,
-                                  info.get('q_index'), 'action' in padded)
-            stats |= {k: statistics(x) for k, x in changes.items()}
+            file, shape = f'{name}/{key}.npy', (int(T.sum()), *x.shape)
+            files[file] = save(folder / file, shape, x.dtype, pieces(shards, lengths, key, want))
+        file = f'{name}/episodes.npy'
+        files[file] = save(folder / file, spans.shape, spans.dtype, [spans])
 
-    facts = {f'{k}_dim': len(like[k]) for k in ('action', 'state') if k in like}     # they fill the model's Config
-    facts |= {k: info[k] for k in ('fps', 'q_index') if k in info}
-    for k, names in ('latent', ('channels', 'height', 'width')), ('video', ('height', 'width', 'channels')):
-        if k in like: facts |= {'input': k, **dict(zip(names, like[k].shape))}
-    meta = info | {'facts': facts | info.get('facts', {}), 'counts': counts, 'stats': stats, 'files': files,
-                   'keys': {k: {'shape': list(x.shape), 'dtype': str(x.dtype)} for k, x in like.items()}}
-    (whole / 'meta.json').write_text(json.dumps(meta, indent=1) + '\n')
+    facts = {f'{key}_dim': len(like[key]) for key in ('action', 'state') if key in like}
+    facts |= {key: info[key] for key in ('fps', 'q_index') if key in info}
+    for key in ('latent', 'video'):
+        if key in like:
+            facts |= {'input': key, **dict(zip(FACTS[key], like[key].shape))}
+    meta = info | {
+        'facts': facts | info.get('facts', {}), 'counts': counts,
+        'stats': all_statistics(folder / 'train', like, info.get('q_index'), binary, padded), 'files': files,
+        'keys': {key: {'shape': list(x.shape), 'dtype': str(x.dtype)} for key, x in like.items()},
+        'padded': [key for key in padded if key in like]}
+    (folder / 'meta.json').write_text(json.dumps(meta, indent=1) + '\n')
     return counts
 
 
-def write(out, episode, n, *, seed, val, workers, command, info, limit=0, binary=None, padded=('action',)):
-    """Make the data folder `out` of n episodes. info: source, revision, fps, units, and any extra for meta.json.
-    binary: {key: columns} that are one-hot or 0/1. padded: keys whose last row of an episode is padding (zero).
-    A mistake of the user, a full disk and Ctrl-C end in one line; a failing episode in RuntimeError with its number."""
-    out, n, info = Path(out), min(n, limit) if limit > 0 else n, {'command': command} | info
-    if out.exists():
-        meta = json.loads((out / 'meta.json').read_text()) if (out / 'meta.json').exists() else {}
-        print(f"{out} is there already (made by: {meta.get('command')}); to make it again delete it, or use --out")
-        sys.exit(meta.get('command') != command)     # asking for the same set twice is no failure
+# ---- all of it ----
+
+def refuse(out, seed, n, workers, limit, command):
+    """Exit with one line, before any work, for flags and a folder that would fail later, or do harm."""
+    if not 0 <= seed < 2**63:
+        sys.exit(f'--seed={seed}: want a number from 0 to 2^63 - 1')
+    if n < 1:
+        sys.exit(f'--episodes={n}: want 1 or more')
+    if workers < 1:
+        sys.exit(f'--workers={workers}: want 1 or more')
+    if limit < 0:
+        sys.exit(f'--limit={limit}: want 1 or more, or 0 for all')
+    if not out.name or out.name == '..':
+        sys.exit(f'--out={out}: want the name of a new folder, like data/<name>_<variant>')
+    code = [file for file in ('prepare.py', 'env.py') if (out / file).exists()]
+    if code:
+        sys.exit(f'--out={out}: this folder holds code ({code[0]}), a data folder never does; choose another '
+                 f'name, like data/{out.name}_<variant>')
+    if not os.path.lexists(out):
+        return
+    try:
+        made = json.loads((out / 'meta.json').read_text()).get('command')
+    except (OSError, ValueError, AttributeError):
+        sys.exit(f'--out={out} is there already, and no data set that we made; choose another')
+    print(f'{out} is there already (made by: {made}); to make it again delete it, or use --out')
+    sys.exit(int(made != command))         # asking for the same set twice is no failure
+
+
+def home(episode):
+    """The folder of the file that defines `episode`: its code is part of what the bytes depend on."""
+    module = sys.modules[getattr(episode, 'func', episode).__module__]
+    if not hasattr(module, '__file__'):
+        sys.exit(f'{episode} must come from a file, like data/<name>/prepare.py, for workers to find it')
+    return Path(module.__file__).parent
+
+
+@contextmanager
+def stoppable():
+    """SIGTERM is as good as Ctrl-C, and a second one of either does not disturb the way out."""
+    def stop(number, frame):
+        for s in signals:
+            signal.signal(s, signal.SIG_IGN)
+        raise KeyboardInterrupt
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {s: signal.signal(s, stop) for s in signals}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def make(out, tmp, episode, mask, workers, info, binary, padded, shards):
+    """All episodes into shards, and those into `out`. Returns the counts of meta.json."""
+    n = len(mask)
+    files = {first: shards / f'{first:07d}.npz' for first in range(0, n, SHARD)}
+    todo = [first for first, file in files.items() if not whole(file)]
+    # episode 0 is looked at before the work starts: most mistakes are in all of them, and all must look alike
+    arrays = play(episode, 0, padded) if 0 in todo else first_frames(files[0])
+    A, S = (arrays[key].shape[1] if key in arrays else None for key in ('action', 'state'))
+    try:
+        check_info(info, A, S)
+    except ValueError as e:
+        sys.exit(f'info: {e}')
+    jobs = [(episode, first, min(first + SHARD, n), files[first], padded, form(arrays)) for first in todo]
+    left = sum(job[2] - job[1] for job in jobs)
+    with tqdm(total=n, initial=n - left, desc=str(out), disable=None) as bar:
+        run(jobs, workers, bar)
+    shutil.rmtree(tmp / 'whole', ignore_errors=True)
+    counts = assemble(tmp / 'whole', list(files.values()), mask, info, binary, padded)
+    os.rename(tmp / 'whole', out)          # all or nothing: nobody ever sees half a data folder
+    return counts
+
+
+def write(out, episode, n, *, seed, val, workers, command, info, limit=0, binary=None, padded=('action',),
+          sources=()):
+    """Make the data folder `out` of n episodes.
+
+    info       dict for meta.json, see the top of this file
+    binary     {key: columns} that are one-hot or 0/1
+    padded     keys whose last row of an episode is padding (zero)
+    sources    whatever else the bytes depend on, as plain values (sizes and times of files that are read)
+
+    A mistake of the user, a full disk, Ctrl-C and SIGTERM end in one line; an error inside episode(i) in
+    RuntimeError with its number.
+    """
+    out = Path(out)
+    try:
+        info = json.loads(json.dumps({'command': command} | info, allow_nan=False))
+    except (TypeError, ValueError) as e:
+        sys.exit(f'info: {e}; want text, plain numbers, lists and dicts')
+    refuse(out, seed, n, workers, limit, command)
+    n = min(n, limit) if limit > 0 else n
     mask, tmp = split(n, val, seed), out.with_name(f'{out.name}.tmp')
-    # shards are used again only if the settings and the code (this file, and the folder of `episode`) are the same
-    home = Path(sys.modules[getattr(episode, 'func', episode).__module__].__file__).parent
-    code = [p.read_text() for p in [Path(__file__), *sorted(home.glob('*.py'))]]
-    shards = tmp / hashlib.sha256(repr([n, seed, SHARD, padded, info, code]).encode()).hexdigest()[:16]
-    shards.mkdir(parents=True, exist_ok=True)
-    jobs = [(episode, a, min(a + SHARD, n), shards / f'{a:07d}.npz', padded) for a in range(0, n, SHARD)]
-    with open(tmp / 'lock', 'w') as lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: sys.exit(f'{tmp}: another run is writing here; wait for it, or use --out')
-        todo = [job for job in jobs if not job[3].exists()]
-        try:
-            with tqdm(total=n, initial=n - sum(b - a for _, a, b, *_ in todo), desc=str(out), disable=None) as bar:
-                run(todo, workers, bar)
-            shutil.rmtree(tmp / 'whole', ignore_errors=True)
-            counts = assemble(tmp / 'whole', [job[3] for job in jobs], mask, info, binary or {}, padded)
-            os.rename(tmp / 'whole', out)  # all or nothing: nobody ever sees half a data folder
-        except KeyboardInterrupt: sys.exit(f'stopped; {tmp} keeps what is done, the same command goes on from there')
-        except BrokenProcessPool: sys.exit('a worker was killed (out of memory?); go on with fewer: --workers=1')
-        except OSError as e: sys.exit(f'{e.filename or tmp}: {e.strerror}; then the same command goes on from {tmp}')
-    shutil.rmtree(tmp)
-    print(f'{out}: ' + ', '.join(f"{k} {c['episodes']} episodes, {c['frames']} frames" for k, c in counts.items()))
+    # shards are used again only if the settings and the code (ours, and the folder of `episode`) are the same
+    here = Path(__file__)
+    code = [p.read_text() for p in [here, here.with_name('layout.py'), *sorted(home(episode).glob('*.py'))]]
+    key = repr([n, seed, SHARD, padded, info, sources, code])
+    shards = tmp / hashlib.sha256(key.encode()).hexdigest()[:16]
+    try:
+        with stoppable():
+            shards.mkdir(parents=True, exist_ok=True)
+            with open(tmp / 'lock', 'w') as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                counts = make(out, tmp, episode, mask, workers, info, binary or {}, padded, shards)
+            shutil.rmtree(tmp)
+    except BlockingIOError:
+        sys.exit(f'{tmp}: another run is writing here; wait for it, or use --out')
+    except KeyboardInterrupt:
+        sys.exit(f'stopped; {tmp} keeps what is done, the same command goes on from there')
+    except BrokenProcessPool:
+        sys.exit('a worker was killed (out of memory?); go on with fewer: --workers=1')
+    except OSError as e:
+        sys.exit(f'{e.filename or tmp}: {e.strerror or e}; mend that or use --out; {tmp} keeps what is done')
+    told = (f'{name} {c["episodes"]} episodes, {c["frames"]} frames' for name, c in counts.items())
+    print(f'{out}: {", ".join(told)}')

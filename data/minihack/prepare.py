@@ -1,6 +1,6 @@
 """
 Play real NetHack levels and keep what the player saw: frames and moves for a world model.
-    python data/minihack/prepare.py --pixels --out=data/minihack_pixels
+    python data/minihack/prepare.py --out=data/minihack_pixels
 
 Purpose and chance, mixed in a proportion of its own for every episode: on purpose the player walks to a cell that it
 has drawn, by chance it makes a random move. The staircase down ends a game, so it is avoided until the move `home`, and
@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.minihack import env as nethack  # noqa: E402
-from data.writer import common, flags, write  # noqa: E402
+from data.writer import at_least, common, flags, write  # noqa: E402
 
 BLIND = 0.15      # of the random moves may run into a wall: that nothing moves then is worth knowing too
 PATIENCE = 3      # moves in a row that changed nothing before we want something else (a locked door, say)
@@ -78,14 +78,14 @@ def episode(i, seed, level, crop, moves):
 
 def main():
     p = flags(__doc__, out='data/minihack_pixels')
-    p.add_argument('--pixels', action='store_true', default=True,
-                   help='record frames (implied: there is no other kind yet)')
     p.add_argument('--level', choices=list(nethack.LEVELS), default='room', help='default room')
     p.add_argument('--crop', type=int, default=7, help='tiles to a side, odd; 4 px each (default 7: 28 px)')
-    p.add_argument('--episodes', type=int, default=640)
-    p.add_argument('--moves', type=int, default=47, help='most moves of an episode; frames are one more (default 47)')
+    p.add_argument('--episodes', type=int, default=640, help='how many (default 640)')
+    p.add_argument('--moves', type=int, default=47, help='at most, of an episode; frames are one more (default 47)')
     args = p.parse_args()
-    if args.crop % 2 == 0: sys.exit(f'--crop={args.crop}: the agent is in the middle tile; use an odd number')
+    at_least(args, episodes=1, moves=1, crop=1)
+    if args.crop % 2 == 0:
+        sys.exit(f'--crop={args.crop}: the agent is in the middle tile; use an odd number')
     info = {'source': f'{nethack.LEVELS[args.level]}, played in NetHack by {Path(__file__).name}',
             'revision': ', '.join(f'{k} {version(k)}' for k in ('minihack', 'nle')),
             'fps': 6, 'units': {'video': '0-255; 4 px per tile, agent in the middle', 'action': 'one-hot compass move'},

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from data.writer import common, flags, write  # noqa: E402
+from data.writer import at_least, common, flags, write  # noqa: E402
 
 SIZE = 32                                               # px, of the picture
 SCALE = SIZE / 65                                       # our px per px of DINO-WM
@@ -25,26 +25,31 @@ STD = 1.7                                               # px, of the dot
 STEP = 2 * SCALE                                        # px per unit of action
 GREY = 110                                              # of the walls; the floor is 0, the dot 255
 INF = float('inf')
-SOLID = [((-INF, LOW), (-INF, INF)), ((HIGH, INF), (-INF, INF)), ((-INF, INF), (-INF, LOW)), ((-INF, INF), (HIGH, INF)),
-         ((LEFT, RIGHT), (-INF, TOP)), ((LEFT, RIGHT), (BOTTOM, INF))]     # ((x0, x1), (y0, y1)), without their faces
+SOLID = [                                               # ((x0, x1), (y0, y1)), without their faces
+    ((-INF, LOW), (-INF, INF)), ((HIGH, INF), (-INF, INF)), ((-INF, INF), (-INF, LOW)), ((-INF, INF), (HIGH, INF)),
+    ((LEFT, RIGHT), (-INF, TOP)), ((LEFT, RIGHT), (BOTTOM, INF))]
 
 
 def clip(p, q):
     """Where the move p -> q ends, and whether a wall ended it. p outside all walls (on a face is outside)."""
     first, stop = 1.0, None
     for box in SOLID:
-        enter, leave, at = -INF, INF, None           # in parts of the move; inside a box is inside both of its slabs
+        enter, leave, at = -INF, INF, None           # in parts of the move; inside a box is inside both its slabs
         for k, (lo, hi) in enumerate(box):
             d = q[k] - p[k]
             if d == 0:
-                if not lo < p[k] < hi: enter = INF
+                if not lo < p[k] < hi:
+                    enter = INF
                 continue
             a, b = ((lo - p[k]) / d, (hi - p[k]) / d)[::1 if d > 0 else -1]
-            if a > enter: enter, at = a, (k, lo if d > 0 else hi)
+            if a > enter:
+                enter, at = a, (k, lo if d > 0 else hi)
             leave = min(leave, b)
-        if 0 <= enter < min(leave, first): first, stop = enter, at
+        if 0 <= enter < min(leave, first):
+            first, stop = enter, at
     end = p + first * (q - p)
-    if stop: end[stop[0]] = stop[1]                  # exactly on the face: rounding must not put the dot into the wall
+    if stop:
+        end[stop[0]] = stop[1]                       # exactly on the face: rounding must not put us into the wall
     return end, stop is not None
 
 
@@ -64,7 +69,8 @@ def turn(loc, rng):
     while True:
         to = (RIGHT, LEFT)[int(loc[0] > 15.5)] - loc[0], (TOP + BOTTOM) / 2 - loc[1]     # the far end of the door
         heading = np.arctan2(to[1], to[0]) if rng.random() < 0.5 else rng.uniform(-np.pi, np.pi)
-        if not clip(loc, loc + STEP * np.array([np.cos(heading), np.sin(heading)]))[1]: return heading
+        if not clip(loc, loc + STEP * np.array([np.cos(heading), np.sin(heading)]))[1]:
+            return heading
 
 
 def episode(i, seed, frames):
@@ -75,9 +81,11 @@ def episode(i, seed, frames):
     action = np.zeros((frames, 2), np.float32)
     hit = True
     for t in range(frames - 1):
-        if hit or rng.random() < 0.05: heading = turn(state[t], rng)
+        if hit or rng.random() < 0.05:
+            heading = turn(state[t], rng)
         length = -1
-        while not 0.2 <= length <= 1.8: length = rng.normal(1.0, 0.4)      # a truncated normal
+        while not 0.2 <= length <= 1.8:
+            length = rng.normal(1.0, 0.4)            # a truncated normal
         angle = heading + rng.normal(0, 0.2)
         action[t] = length * np.cos(angle), length * np.sin(angle)
         state[t + 1], hit = clip(state[t], state[t] + STEP * action[t].astype(np.float64))
@@ -86,9 +94,10 @@ def episode(i, seed, frames):
 
 def main():
     p = flags(__doc__, out='data/wall_pixels')
-    p.add_argument('--episodes', type=int, default=600)
+    p.add_argument('--episodes', type=int, default=600, help='how many (default 600)')
     p.add_argument('--frames', type=int, default=50, help='of an episode (default 50)')
     args = p.parse_args()
+    at_least(args, episodes=1, frames=2)             # a single frame has no action
     info = {'source': 'a re-implementation of the Wall world of DINO-WM (arXiv 2411.04983), fixed wall and door',
             'revision': '1', 'fps': 10,
             'units': {'video': '0-255', 'action': f'{STEP:.4f} px; x right, y down', 'state': 'px; x right, y down'},
