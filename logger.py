@@ -6,6 +6,8 @@ asked.
     logger.log({'train/loss': 0.1}, step=10)        # {"step": 10, "train/loss": 0.1}
     logger.close()
 
+    python logger.py loss.png out/a out/b           # draws train and validation loss of runs (extra: plot)
+
 Every line is written at once. A resumed run appends, so a step may occur twice; read_logs keeps the later
 one.
 """
@@ -104,3 +106,31 @@ def read_logs(path):
                 continue
             rows.setdefault(row['step'], {}).update(row)
     return [rows[step] for step in sorted(rows)]
+
+
+def draw_losses(path, runs):
+    """Training loss (thin) and validation loss (dots) of runs over the steps, logarithmic, as a PNG."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        sys.exit("curves need: pip install -e '.[plot]'")
+    figure = Figure(figsize=(7, 3), layout='constrained')
+    axes = figure.subplots()
+    for i, run in enumerate(runs):
+        try:
+            file = os.path.join(run, 'logs.json.txt') if os.path.isdir(run) else run
+            rows = read_logs(file)
+        except OSError as error:
+            sys.exit(f'{run}: {error.strerror}; give the out_dir of a run, or its logs.json.txt')
+        for key, style in ('train/loss', '-'), ('val/loss', 'o'):
+            points = [(row['step'], row[key]) for row in rows if row.get(key)]
+            axes.plot(*zip(*points), style, color=f'C{i}', lw=1, ms=4, label=f'{key}, {os.path.basename(run)}')
+    axes.set(xlabel='step', yscale='log')
+    axes.legend(fontsize='small', ncols=len(runs))
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == '__main__':
+    if len(sys.argv) < 3 or not sys.argv[1].endswith('.png'):
+        sys.exit('python logger.py loss.png OUT_DIR...')
+    draw_losses(sys.argv[1], sys.argv[2:])
