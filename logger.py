@@ -124,7 +124,8 @@ def draw_losses(path, runs):
             sys.exit(f'{run}: {error.strerror}; give the out_dir of a run, or its logs.json.txt')
         for key, style in ('train/loss', '-'), ('val/loss', 'o'):
             points = [(row['step'], row[key]) for row in rows if row.get(key)]
-            axes.plot(*zip(*points), style, color=f'C{i}', lw=1, ms=4, label=f'{key}, {os.path.basename(run)}')
+            label = f'{key}, {os.path.basename(os.path.normpath(run))}'
+            axes.plot(*zip(*points), style, color=f'C{i}', lw=1, ms=4, label=label)
     axes.set(xlabel='step', yscale='log')
     axes.legend(fontsize='small', ncols=len(runs))
     figure.savefig(path, dpi=110)

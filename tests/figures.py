@@ -12,8 +12,11 @@ A source is one of these:
 
     FILES:KEY         a number of a JSON file; of several files (FILES may hold a star) the mean, or with a word
                       in front min, max, median; `100 * FILES:KEY` scales it, `A / B` and `A - B` combine two
+    range FILES:KEY   three figures: the mean, the least and the largest
     in FILE           the number stands in that file, a test or a config, as it is printed here
     published         not ours: the text says whose it is
+
+`let F = records/run/D.seed*.json` in a comment of its own makes F:KEY short for the rest of the page.
 
 Figures are all numbers in a table beside those in its first column, and numbers with a decimal point
 elsewhere; code, addresses and versions are none.
@@ -27,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = r'(?:Python|torch|mujoco|NetHack|LeRobot|v) ?\d+\.[\d.]*(?:(?: to |, )\d+\.\d+)*'
 FIXED = re.compile(r'`[^`]*`|\]\([^)]*\)|https?://\S+|arXiv:? ?\d+\.\d+|' + VERSION)
-NUMBER = re.compile(r'(?<![\w.,-])[+-]?\d[\d,]*(?:\.\d+)?')
+NUMBER = re.compile(r'(?<![\w.,/-])[+-]?\d[\d,]*(?:\.\d+)?')
 COMMENT = re.compile(r'<!--(.*?)-->', re.S)
 FOLD = {'mean': statistics.fmean, 'min': min, 'max': max, 'median': statistics.median}
 
@@ -37,12 +40,24 @@ def blocks(text):
     -> (text without comments, its sources, is it a table row), one per table row, list item or paragraph.
     """
     text = re.sub(r'^```.*?^```', '', text, flags=re.M | re.S)
+    short = dict(re.findall(r'<!-- let (\w+) = (\S+) -->', text))
+    text = re.sub(r'<!-- let .*? -->', '', text)
     for part in re.split(r'\n(?=\||[-*] |\d+\. )|\n\s*\n|(?<=\|)\n', text):
         if not part.strip() or re.fullmatch(r'[|\s:-]+', part):
             continue
         sources = [source.strip() for found in COMMENT.findall(part) for source in found.split(';')]
-        sources = [source for source in sources if source]
+        sources = [part for source in sources for part in expanded(source, short)]
         yield COMMENT.sub('', part).strip(), sources, part.lstrip().startswith('|')
+
+
+def expanded(source, short):
+    """A source as written -> sources of one figure each, without abbreviations."""
+    if not source:
+        return []
+    source = re.sub(r'(?<![\w/])(\w+):', lambda match: short.get(match[1], match[1]) + ':', source)
+    if source.startswith('range '):
+        return [f'{fold} {source[6:]}' for fold in ('mean', 'min', 'max')]
+    return [source]
 
 
 def figures(block, row):
