@@ -93,19 +93,18 @@ def merge(layers, defaults, decided, complete, problems):
                 problems.append(unknown(key, place, defaults))
             continue
         try:
-            if place.startswith('--'):
-                value = read_flag(value, defaults[key])
-            value = fit(value, defaults[key])
+            read = read_flag(value, defaults[key]) if place.startswith('--') else value
+            fitting = fit(read, defaults[key])
         except (TypeError, ValueError, OverflowError):
             like = f'{type(defaults[key]).__name__} like {defaults[key]!r}'
             problems.append(f'{key} wants {"a plain value" if is_free(defaults[key]) else like}, '
                             f'got {type(value).__name__} {value!r} ({place})')
             continue
-        if key in fixed and value != config[key]:
-            problems.append(f'{key} = {value!r} ({place}) contradicts {fixed[key]}: {config[key]!r}; '
+        if key in fixed and fitting != config[key]:
+            problems.append(f'{key} = {fitting!r} ({place}) contradicts {fixed[key]}: {config[key]!r}; '
                             'delete it, the data decides')
             continue
-        config[key], places[key] = value, place
+        config[key], places[key] = fitting, place
         if place in decided:
             fixed[key] = place
     return config, places
@@ -149,15 +148,14 @@ def read_argv(argv, problems):
 
 def run_file(path, problems):
     """Exec a config file -> [(key, value, 'path:line')]. An exception in it becomes one line of problems."""
-    lines = {}
+    lines, folders = {}, [Path(path).parent]             # the last one: where the file that runs now lies
 
     def inherit(name):
-        """
-        Run the file `name`, which lies beside this one, for its keys; they stand as if they were written
-        here.
-        """
-        base = str(Path(path).parent / name)
-        exec(compile(Path(base).read_bytes(), base, 'exec'), names)
+        """Run the file `name`, which lies beside this one, for its keys: as if they were written here."""
+        base = folders[-1] / name
+        folders.append(base.parent)
+        exec(compile(base.read_bytes(), str(base), 'exec'), names)
+        folders.pop()
 
     names = {'__file__': path, 'inherit': inherit}
     try:

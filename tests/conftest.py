@@ -15,12 +15,19 @@ import pytest
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SHARED = os.path.join(os.path.dirname(ROOT), 'shared')     # golden values of the originals, where somebody has them
+# golden values of the originals, where somebody has them
+SHARED = os.path.join(os.path.dirname(ROOT), 'shared')
+FIXTURES = os.path.join(ROOT, 'tests', 'fixtures')         # model files as a student would fork them
+SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP     # those that scripts handle
 sys.path.insert(0, ROOT)
-torch.set_num_threads(1)       # our tensors are tiny: a second thread only waits, for minutes on a busy machine
+
+import contract  # noqa: E402
+
+# our tensors are tiny: a second thread only waits, for minutes on a busy machine
+torch.set_num_threads(1)
 # a NanoWM that trains in milliseconds on tiny_pixels
-TINY = ['--hidden=32', '--heads=2', '--depth=2', '--patch=4', '--num_frames=2', '--batch_size=4', '--sample_steps=3',
-        '--device=cpu', '--val_batches=1', '--log_every=1', '--warmup_steps=2']
+TINY = ['--hidden=32', '--heads=2', '--depth=2', '--patch=4', '--num_frames=2', '--batch_size=4',
+        '--sample_steps=3', '--device=cpu', '--val_batches=1', '--log_every=1', '--warmup_steps=2']
 
 
 def episode(i, seed, length=12):
@@ -48,7 +55,7 @@ def data_dir(tmp_path_factory):
 
 
 def simulate(frame, actions):
-    """What the episode's rule makes of `actions` (K, A) after `frame` (12, 16, 3) -> frames (K, 12, 16, 3) uint8."""
+    """Frames (K, 12, 16, 3) uint8: what the episode's rule makes of `actions` (K, A) after `frame`."""
     y, x = np.argwhere(np.asarray(frame)[..., 0] == 255)[0]
     video = np.zeros((len(actions), 12, 16, 3), np.uint8)
     for t, (right, down) in enumerate(np.asarray(actions)):
@@ -72,14 +79,13 @@ def script(name, *flags, code=0):
         sys.argv, folder, handlers = before
         os.chdir(folder)
         torch.set_num_threads(1)                           # as in `start`: sums in another order would differ
-        for s, handler in zip(SIGNALS, handlers): signal.signal(s, handler)
+        for s, handler in zip(SIGNALS, handlers):
+            signal.signal(s, handler)
         gc.collect()                                       # the script's globals hold the lock of out_dir
-    if isinstance(ended, str): ended = print(ended, file=err) or 1
+    if isinstance(ended, str):
+        ended = print(ended, file=err) or 1
     assert ended == code, f'exit {ended}, wanted {code}\n{out.getvalue()}\n{err.getvalue()}'
     return out.getvalue(), err.getvalue()
-
-
-SIGNALS = signal.SIGTERM, signal.SIGINT
 
 
 def start(*args, ranks=1, **env):
@@ -98,13 +104,28 @@ def finish(process, code=0):
 
 
 def run(*args, ranks=1, code=0, **env):
-    """Start and finish it. ranks > 1: what torchrun does, without the seconds of torchrun itself -> those of rank 0."""
-    if ranks == 1: return finish(start(*args, **env), code)
+    """
+    Start and finish it -> stdout, stderr, of rank 0. ranks > 1: what torchrun does, without the seconds of
+    torchrun itself.
+    """
+    if ranks == 1:
+        return finish(start(*args, **env), code)
+    return [finish(process, code) for process in start_ranks(*args, ranks=ranks, **env)][0]
+
+
+def start_ranks(*args, ranks, **env):
+    """A process per rank, as torchrun would start them."""
     with socket.socket() as s:
         s.bind(('localhost', 0))
         env |= {'MASTER_ADDR': 'localhost', 'MASTER_PORT': str(s.getsockname()[1]), 'WORLD_SIZE': str(ranks)}
-    all_ranks = [start(*args, RANK=str(i), LOCAL_RANK=str(i), **env) for i in range(ranks)]
-    return [finish(process, code) for process in all_ranks][0]
+    return [start(*args, RANK=str(i), LOCAL_RANK=str(i), **env) for i in range(ranks)]
+
+
+def one_line(errors):
+    """The only line of stderr, or a failure: what a user can mend is said once, without a traceback."""
+    said = errors.strip().splitlines()
+    assert len(said) == 1 and 'Traceback' not in errors, errors
+    return said[0]
 
 
 @pytest.fixture
@@ -117,3 +138,13 @@ def tiny(data_dir, tmp_path):
 def train(tiny):
     """train(*flags) runs that inside this process."""
     return lambda *flags, **kw: script(*tiny, *flags, **kw)
+
+
+@pytest.fixture
+def fixtures(monkeypatch):
+    """The model files of tests/fixtures stand where those of the repository do."""
+    monkeypatch.setattr(contract, 'HERE', FIXTURES)
+    monkeypatch.syspath_prepend(FIXTURES)
+    yield FIXTURES
+    for name in contract.model_files():
+        sys.modules.pop(name[:-3], None)

@@ -1,15 +1,21 @@
-"""configurator.py: the pitfalls of nanoGPT's configurator, one row each, then layers, facts, places, help."""
+"""
+configurator.py: the pitfalls of nanoGPT's configurator, one row each, then layers, owners, facts, places,
+help.
+"""
 import math
 import os
+import signal
 import subprocess
 import sys
-import types
+import time
 
 import pytest
+from conftest import ROOT, finish, one_line, script, start
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configurator import configure, fit, read_flag
+import contract
+from configurator import Owner, configure, fit, read_flag
 
 SCRIPT = '''
 model = 'stub_nanowm'       # which file to train
@@ -31,6 +37,10 @@ _private = 3
 '''
 MODEL = '''
 from dataclasses import dataclass
+from torch import nn
+
+PAD = False
+EVAL = ()
 
 @dataclass
 class Config:
@@ -38,15 +48,23 @@ class Config:
     scale: float = 1.0
     act: str = 'gelu'       # 'gelu' | 'relu'
 
-class Model(object): pass
+def windows(cfg): return {'state': range(1)}
+
+class Model(nn.Module):
+    def forward(self, batch): return {}
+    def configure_optimizers(self, lr, weight_decay, betas): return None
+    def flops_per_sample(self): return 1.0
 '''
 
 
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
-    """A folder with train.py and a model; stub(*argv) -> config, or SystemExit."""
+    """
+    A folder with train.py and a model; stub(*argv) -> config, or SystemExit. stub.changed is what else it
+    returned.
+    """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(contract, 'HERE', str(tmp_path))
     monkeypatch.delenv('RANK', raising=False)
     monkeypatch.delitem(sys.modules, 'stub_nanowm', raising=False)
     (tmp_path / 'config').mkdir()
@@ -54,12 +72,13 @@ def stub(tmp_path, monkeypatch):
     (tmp_path / 'stub_nanowm.py').write_text(MODEL)
     (tmp_path / 'not_a_model.py').write_text('x = 1\n')
 
-    def call(*argv, **more):
+    def call(*argv, owners=contract.owners, **more):
         g = {'__name__': '__main__', '__file__': str(tmp_path / 'train.py')}
         exec(SCRIPT, g)
         g.update(more)
         call.globals = g
-        return configure(g, list(argv))
+        config, call.changed = configure(g, owners, list(argv))
+        return config
     return call
 
 
@@ -67,7 +86,8 @@ def stub(tmp_path, monkeypatch):
 def problems(stub, capsys):
     """problems(*argv) -> the lines on stderr of a run that must end with code 2 and nothing on stdout."""
     def call(*argv, **more):
-        with pytest.raises(SystemExit) as stop: stub(*argv, **more)
+        with pytest.raises(SystemExit) as stop:
+            stub(*argv, **more)
         out, err = capsys.readouterr()
         assert stop.value.code == 2 and out == ''
         return err.splitlines()
@@ -75,20 +95,17 @@ def problems(stub, capsys):
 
 
 def write(path, text):
-    with open(path, 'w') as f: f.write(text)
+    with open(path, 'w') as f:
+        f.write(text)
 
 
 def fake_data(monkeypatch, meta):
-    """data.loader with a read_meta that knows only data/wall."""
+    """contract.py with a read_meta that knows only data/wall."""
     def read_meta(folder):
-        if os.path.normpath(folder) != os.path.join('data', 'wall'): sys.exit(f'{folder}/meta.json not found; make it')
+        if os.path.normpath(folder) != os.path.join('data', 'wall'):
+            sys.exit(f'{folder}/meta.json not found; make it')
         return meta
-    loader = types.ModuleType('data.loader')
-    loader.read_meta = read_meta
-    package = types.ModuleType('data')
-    package.loader = loader
-    monkeypatch.setitem(sys.modules, 'data', package)
-    monkeypatch.setitem(sys.modules, 'data.loader', loader)
+    monkeypatch.setattr(contract, 'read_meta', read_meta)
 
 
 # ---- the pitfall table: what a flag becomes ----
@@ -132,7 +149,8 @@ def fake_data(monkeypatch, meta):
 def test_flag(stub, flag, key, value):
     config = stub(flag)
     assert config[key] == value and type(config[key]) is type(value)
-    if isinstance(value, (tuple, list)): assert [type(v) for v in config[key]] == [type(v) for v in value]
+    if isinstance(value, (tuple, list)):
+        assert [type(v) for v in config[key]] == [type(v) for v in value]
 
 
 @pytest.mark.parametrize('line, key, value', [
@@ -150,7 +168,8 @@ def test_file_value(stub, line, key, value):
     write('config/x.py', line)
     config = stub('config/x.py')
     assert config[key] == value and type(config[key]) is type(value)
-    if isinstance(value, (tuple, list)): assert [type(v) for v in config[key]] == [type(v) for v in value]
+    if isinstance(value, (tuple, list)):
+        assert [type(v) for v in config[key]] == [type(v) for v in value]
 
 
 # ---- the pitfall table: what is refused, and in which words ----
@@ -204,11 +223,18 @@ def test_file_refused(problems, line, message):
     (['-batch_size=32'], '-batch_size=32: write --batch_size=32'),
     (['batch_size=32'], 'batch_size=32: write --batch_size=32'),
     (['-h'], '-h: use --help'),
-    (['config/none.py'], "config/none.py:?: FileNotFoundError: [Errno 2] No such file or directory: 'config/none.py'"),
+    (['config/none.py'],
+     "config/none.py:?: FileNotFoundError: [Errno 2] No such file or directory: 'config/none.py'"),
     (['--model=nope'], "no model 'nope'; files that define one: stub_nanowm.py"),
     (['--model=stub_nanowm.py'], "no model 'stub_nanowm.py'; files that define one: stub_nanowm.py"),
     (['--model='], "no model ''; files that define one: stub_nanowm.py"),
-    (['--model=not_a_model'], "no model 'not_a_model'; files that define one: stub_nanowm.py"),
+    (['--model=stub.nanowm'], "no model 'stub.nanowm'; files that define one: stub_nanowm.py"),
+    (['--model=../stub_nanowm'], "no model '../stub_nanowm'; files that define one: stub_nanowm.py"),
+    (['--model=os'], "no model 'os'; files that define one: stub_nanowm.py"),
+    (['--model=not_a_model'],
+     'not_a_model.py is no model yet: no @dataclass Config; no PAD = True or False; no windows(cfg); '
+     'no EVAL = a tuple of names out of video, dynamics, plan, env, or (); no class Model(nn.Module); '
+     'see contract.py'),
 ])
 def test_flag_refused(problems, argv, message):
     assert problems(*argv) == [message]
@@ -231,7 +257,9 @@ def test_all_problems_at_once(problems):
 
 
 def test_a_missing_model_hides_no_other_problem(problems):
-    """Its Config is unknown, so a key that we do not know may be right; a bad value of a known key is still bad."""
+    """
+    Its Config is unknown, so a key that we do not know may be right; a bad value of a known key is still bad.
+    """
     assert problems('--model=nope', '--width=3', '--batch_size=a') == [
         "no model 'nope'; files that define one: stub_nanowm.py",
         "batch_size wants int like 12, got str 'a' (--batch_size)"]
@@ -239,9 +267,11 @@ def test_a_missing_model_hides_no_other_problem(problems):
 
 def test_other_ranks_stop_silently(stub, monkeypatch, capsys):
     monkeypatch.setenv('RANK', '1')
-    with pytest.raises(SystemExit) as stop: stub('--learning_rte=1')
+    with pytest.raises(SystemExit) as stop:
+        stub('--learning_rte=1')
     assert stop.value.code == 2
-    with pytest.raises(SystemExit) as stop: stub('--help')
+    with pytest.raises(SystemExit) as stop:
+        stub('--help')
     assert stop.value.code == 0
     assert capsys.readouterr() == ('', '')
 
@@ -251,18 +281,20 @@ def test_other_ranks_stop_silently(stub, monkeypatch, capsys):
 def test_defaults(stub):
     config = stub()
     assert config == dict(model='stub_nanowm', dataset='', data_dir='data', batch_size=12, learning_rate=6e-4,
-                          run_name='x # y', compile=True, betas=(0.9, 0.95), cams=['front'], clip=None, device='auto',
-                          width=64, scale=1.0, act='gelu')
-    assert configure.changed == {}
+                          run_name='x # y', compile=True, betas=(0.9, 0.95), cams=['front'], clip=None,
+                          device='auto', width=64, scale=1.0, act='gelu')
+    assert stub.changed == {}
 
 
 def test_layers(stub):
     write('config/a.py', 'batch_size = 1\nwidth = 1\nlearning_rate = 1.0')
     write('config/b.py', 'width = 2\nlearning_rate = 2.0\nrun_name = "x # y"')
-    config = stub('--learning_rate=3', 'config/a.py', '--scale=5', 'config/b.py', '--scale=6')   # flags stand anywhere
-    assert (config['batch_size'], config['width'], config['learning_rate'], config['scale']) == (1, 2, 3.0, 6.0)
-    assert configure.changed == {'batch_size': 'config/a.py:1', 'width': 'config/b.py:1',
-                                 'learning_rate': '--learning_rate', 'scale': '--scale'}
+    # flags stand anywhere
+    config = stub('--learning_rate=3', 'config/a.py', '--scale=5', 'config/b.py', '--scale=6')
+    keys = 'batch_size', 'width', 'learning_rate', 'scale'
+    assert [config[key] for key in keys] == [1, 2, 3.0, 6.0]
+    assert stub.changed == {'batch_size': 'config/a.py:1', 'width': 'config/b.py:1',
+                            'learning_rate': '--learning_rate', 'scale': '--scale'}
 
 
 def test_globals_are_written_back_and_only_the_scripts_own(stub):
@@ -274,7 +306,8 @@ def test_globals_are_written_back_and_only_the_scripts_own(stub):
 
 
 def test_nothing_is_written_back_on_a_problem(stub, capsys):
-    with pytest.raises(SystemExit): stub('--batch_size=5', '--nope=1')
+    with pytest.raises(SystemExit):
+        stub('--batch_size=5', '--nope=1')
     assert stub.globals['batch_size'] == 12
 
 
@@ -289,18 +322,62 @@ def test_model_is_chosen_by_file_and_flag(stub, tmp_path, monkeypatch):
 
 def test_a_model_with_a_broken_import_keeps_its_traceback(stub, tmp_path):
     (tmp_path / 'stub_broken.py').write_text('import no_such_package_here\n' + MODEL)
-    with pytest.raises(ModuleNotFoundError, match='no_such_package_here'): stub('--model=stub_broken')
+    with pytest.raises(ModuleNotFoundError, match='no_such_package_here'):
+        stub('--model=stub_broken')
 
 
-def test_a_key_with_two_owners_is_a_bug(stub):
-    with pytest.raises(AssertionError, match="'width'"): stub(width=3)
+def test_a_key_with_two_owners_is_a_bug(problems):
+    assert problems(width=3) == ['width is a key of train.py and of stub_nanowm.Config: rename the latter']
 
 
-def test_script_without_a_model(problems, stub, capsys):
+def test_script_without_owners(capsys):
     g = {'__file__': 'sample.py', 'seed': 1}
-    assert configure(g, ['--seed=2']) == {'seed': 2} and g['seed'] == 2
-    with pytest.raises(SystemExit): configure(g, ['--width=3'])
+    assert configure(g, argv=['--seed=2']) == ({'seed': 2}, {'seed': '--seed'}) and g['seed'] == 2
+    with pytest.raises(SystemExit):
+        configure(g, argv=['--width=3'])
     assert capsys.readouterr().err == "unknown key 'width' (--width)\n"
+
+
+# ---- owners: everybody else who has keys ----
+
+def owner(wanted):
+    """What a checkpoint would say: its keys are a fact of it, and which they are depends on other keys."""
+    if wanted['dataset'] == 'broken':
+        sys.exit('data/broken is damaged; make it again')
+    yield Owner('protocol', {'horizon': 7, 'horizons': (1, 10)}, __file__)
+    yield Owner('', {}, '', {'horizon': 9, 'nobody': 3}, 'ckpt/meta.json')
+
+
+def test_owners_are_asked_with_what_is_wanted(stub):
+    asked = []
+
+    def owners(wanted):
+        asked.append(dict(wanted))
+        return owner(wanted)
+    write('config/a.py', 'batch_size = 3')
+    config = stub('config/a.py', '--run_name=x', '--horizons=5,6', '--horizon=9', owners=owners)
+    assert (config['horizon'], config['horizons'], config['batch_size']) == (9, (5, 6), 3)
+    assert 'nobody' not in config and 'width' not in config
+    assert stub.changed == {'horizon': '--horizon', 'horizons': '--horizons', 'batch_size': 'config/a.py:1',
+                            'run_name': '--run_name'}
+    # texts of flags are not read yet: whose keys are they?
+    wanted, = asked
+    assert (wanted['batch_size'], wanted['horizon'], wanted['learning_rate']) == (3, '9', 6e-4)
+
+
+def test_owners_may_refuse_and_facts_may_not_be_contradicted(problems):
+    assert problems('--horizon=8', owners=owner) == [
+        'horizon = 8 (--horizon) contradicts ckpt/meta.json: 9; delete it, the data decides']
+    assert problems('--dataset=broken', '--horizn=3', '--batch_size=a', owners=owner) == [
+        'data/broken is damaged; make it again', "batch_size wants int like 12, got str 'a' (--batch_size)"]
+
+
+def test_owners_are_shown_by_help(stub, capsys):
+    with pytest.raises(SystemExit) as stop:
+        stub('--help', '--horizons=3', owners=owner)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0 and err == '' and '\nprotocol\n' in out
+    assert '  horizon              7 -> 9\n' in out and '  horizons             (1, 10) -> (3,)\n' in out
 
 
 # ---- facts of the dataset ----
@@ -308,10 +385,11 @@ def test_script_without_a_model(problems, stub, capsys):
 def test_facts_fill_config_fields_only(stub, monkeypatch):
     fake_data(monkeypatch, {'facts': {'width': 32, 'scale': 2, 'batch_size': 99, 'episodes': 7}})
     config = stub('--dataset=wall')
-    assert (config['width'], config['scale'], config['batch_size']) == (32, 2.0, 12) and type(config['scale']) is float
+    assert (config['width'], config['scale'], config['batch_size']) == (32, 2.0, 12)
+    assert type(config['scale']) is float
     assert 'episodes' not in config
     meta = os.path.join('data', 'wall', 'meta.json')
-    assert configure.changed == {'width': meta, 'scale': meta, 'dataset': '--dataset'}
+    assert stub.changed == {'width': meta, 'scale': meta, 'dataset': '--dataset'}
 
 
 def test_a_contradicted_fact(problems, monkeypatch):
@@ -344,17 +422,37 @@ def test_missing_dataset_is_one_problem_among_others(problems, monkeypatch):
 
 # ---- config files: inheritance, places, exceptions ----
 
-def test_inheritance_by_exec(stub):
+INHERIT = "exec(open('config/base.py').read())", "inherit('base.py')"      # the old way, and ours
+
+
+@pytest.mark.parametrize('inherit', INHERIT)
+def test_inheritance(stub, inherit):
     write('config/base.py', '_w = 8\nwidth = _w * 2\nlearning_rate = 1.0')
-    write('config/child.py', "exec(open('config/base.py').read())\nlearning_rate *= 2")
+    write('config/child.py', f'{inherit}\nlearning_rate *= 2')
     config = stub('config/child.py')
     assert (config['width'], config['learning_rate']) == (16, 2.0)
-    assert configure.changed == {'width': 'config/child.py, inherited', 'learning_rate': 'config/child.py:2'}
+    assert stub.changed == {'width': 'config/child.py, inherited', 'learning_rate': 'config/child.py:2'}
 
 
-def test_place_of_inherited_and_repeated_keys(problems):
+def test_inherit_means_the_file_beside_this_one(stub, tmp_path, monkeypatch):
+    """From any working folder, over any number of files, each naming the next from where it lies itself."""
+    (tmp_path / 'config' / 'old').mkdir()
+    write('config/old/oldest.py', '_w = 5\nwidth = _w\nbatch_size = 1\nscale = 1.5')
+    write('config/old/older.py', "inherit('oldest.py')\nwidth = 2 * _w\nlearning_rate = 1.0")
+    write('config/child.py', "inherit('old/older.py')\nlearning_rate *= 3")
+    monkeypatch.chdir(tmp_path.parent)
+    child = f'{tmp_path.name}/config/child.py'
+    config = stub(child)
+    assert [config[key] for key in ('width', 'batch_size', 'scale', 'learning_rate')] == [10, 1, 1.5, 3.0]
+    inherited = dict.fromkeys(('width', 'batch_size', 'scale'), f'{child}, inherited')
+    assert stub.changed == inherited | {'learning_rate': f'{child}:2'}
+    assert stub(str(tmp_path / 'config' / 'child.py')) == config
+
+
+@pytest.mark.parametrize('inherit', INHERIT)
+def test_place_of_inherited_and_repeated_keys(problems, inherit):
     write('config/base.py', 'widht = 8\nbatch_size = 3')
-    write('config/child.py', "exec(open('config/base.py').read())\nbatch_size = 4\n"
+    write('config/child.py', f"{inherit}\nbatch_size = 4\n"
                              "for act in ('a', 'b'):\n    if act:\n        batch_size = 'c'\n"
                              "def f():\n    batch_size = 2")
     assert problems('config/child.py') == [
@@ -370,6 +468,10 @@ def test_place_of_inherited_and_repeated_keys(problems):
     ("\nexec(open('config/none.py').read())",
      "config/x.py:2: FileNotFoundError: [Errno 2] No such file or directory: 'config/none.py'"),
     ("raise ValueError('a\\nb')", 'config/x.py:1: ValueError: a b'),
+    ("\ninherit('none.py')",
+     "config/x.py:2: FileNotFoundError: [Errno 2] No such file or directory: 'config/none.py'"),
+    ('width = 3\nimport sys\nsys.exit(0)', 'config/x.py:3: SystemExit: 0'),          # would look like success
+    ('exit()', 'config/x.py:1: SystemExit: None'),
 ])
 def test_exception_in_a_file_is_one_line(problems, text, message):
     write('config/x.py', text)
@@ -380,13 +482,14 @@ def test_exception_in_a_file_is_one_line(problems, text, message):
 
 def test_help(stub, capsys):
     write('config/x.py', 'batch_size = 7         # small\nwidth = 3')
-    with pytest.raises(SystemExit) as stop: stub('config/x.py', '--help', '--dataset=not_there')
+    with pytest.raises(SystemExit) as stop:
+        stub('config/x.py', '--help', '--dataset=not_there')
     out, err = capsys.readouterr()
     assert stop.value.code == 0 and err == ''
     script, model = out.split('\nstub_nanowm.Config\n')
     assert script.startswith('\ntrain.py\n')
-    rows = {line.split()[0]: line.split(None, 1)[1].split('  ') for line in out.splitlines() if line.startswith('  ')}
-    rows = {key: [cell.strip() for cell in row if cell.strip()] for key, row in rows.items()}
+    keys = [line.split(None, 1) for line in out.splitlines() if line.startswith('  ')]
+    rows = {key: [cell.strip() for cell in row.split('  ') if cell.strip()] for key, row in keys}
     assert rows['batch_size'] == ['12 -> 7', 'samples per step']
     assert rows['run_name'] == ["'x # y'", 'shown in curves']
     assert rows['data_dir'] == ["'data'", 'where "# hash" is no comment']
@@ -396,19 +499,53 @@ def test_help(stub, capsys):
 
 
 def test_help_still_reports_problems(stub, capsys):
-    with pytest.raises(SystemExit) as stop: stub('--help', '--widht=3')
+    with pytest.raises(SystemExit) as stop:
+        stub('--help', '--widht=3')
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and 'batch_size' in out and err.startswith("unknown key 'widht'")
 
 
+def test_a_file_that_inherits_itself(problems):
+    write('config/x.py', "\ninherit('x.py')")
+    line, = problems('config/x.py')
+    assert line.startswith('config/x.py:2: RecursionError: ')
+
+
+def test_a_config_of_another_script_is_one_line(problems):
+    """A config of another script would fill the screen; a few misspelt keys do not."""
+    write('config/x.py', 'batch_size = 3\n' + '\n'.join(f'other_{i} = {i}' for i in range(6)))
+    assert problems('config/x.py', '--widht=3') == [
+        'config/x.py: most of its 7 keys are unknown to train.py; is it for another script?',
+        "unknown key 'widht' (--widht); did you mean 'width'?"]
+    write('config/x.py', 'other_0 = 1\nother_1 = 2\nother_2 = 3\nbatch_size = 3')
+    assert problems('config/x.py') == [f"unknown key 'other_{i}' (config/x.py:{i + 1})" for i in range(3)]
+
+
+def test_a_config_that_exits_does_not_end_the_run_as_done(tmp_path):
+    write(tmp_path / 'x.py', 'import sys\nsys.exit(0)')
+    assert one_line(script('train.py', tmp_path / 'x.py', code=2)[1]) == f'{tmp_path}/x.py:2: SystemExit: 0'
+
+
+# ---- processes of their own ----
+
 def test_from_another_folder_and_without_heavy_imports(stub, tmp_path):
-    """The one subprocess: torch is not needed, nor is the dataset, nor a particular working folder."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    write(tmp_path / 'run.py', f'import sys\nsys.path.append({root!r})\nfrom configurator import configure\n{SCRIPT}'
-          "\nconfigure(globals())\nprint(batch_size, [m for m in ('torch', 'numpy', 'data') if m in sys.modules])\n")
-    out = subprocess.run([sys.executable, str(tmp_path / 'run.py'), '--batch_size=5'], cwd=tmp_path.parent, text=True,
-                         capture_output=True)
+    """Torch is not needed, nor is the dataset, nor a particular working folder."""
+    look = "print(batch_size, [m for m in ('torch', 'numpy', 'data') if m in sys.modules])"
+    write(tmp_path / 'run.py', f'import sys\nsys.path.append({ROOT!r})\nfrom configurator import configure\n'
+          f'{SCRIPT}\nconfigure(globals())\n{look}\n')
+    out = subprocess.run([sys.executable, str(tmp_path / 'run.py'), '--batch_size=5'], cwd=tmp_path.parent,
+                         text=True, capture_output=True)
     assert (out.stdout, out.stderr) == ('5 []\n', '')
+
+
+def test_a_stop_during_imports_is_one_line(tmp_path):
+    """Importing torch takes seconds; here a module of that name, found first, says when it begins."""
+    write(tmp_path / 'torch.py', "import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    process = start('train.py', PYTHONPATH=str(tmp_path))
+    assert process.stdout.readline() == 'importing\n'
+    process.send_signal(signal.SIGTERM)
+    began = time.time()
+    assert finish(process, 128 + signal.SIGTERM) == ('', '\nstopped\n') and time.time() - began < 2
 
 
 # ---- invariants ----
@@ -431,6 +568,8 @@ def test_a_default_printed_by_help_can_be_given_back_as_a_flag(value):
 
 @given(st.text(), st.sampled_from([True, 1, 1.0, 'x', 'auto', None, (1.0,), ['a']]))
 def test_any_text_is_accepted_or_refused_never_anything_else(text, default):
-    try: value = fit(read_flag(text, default), default)
-    except (TypeError, ValueError, OverflowError): return
+    try:
+        value = fit(read_flag(text, default), default)
+    except (TypeError, ValueError, OverflowError):
+        return
     assert default in (None, 'auto') or type(value) is type(default)

@@ -1,5 +1,6 @@
 """logger.py: the file survives a kill and a resume; tensorboard gets the same scalars."""
 import json
+import os
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logger import make_logger, read_logs
+from logger import make_logger, peak_of, read_logs
 
 
 def lines(out_dir):
@@ -18,11 +19,14 @@ def lines(out_dir):
 def test_one_strict_json_object_per_line_at_once(tmp_path):
     logger = make_logger('', tmp_path / 'new' / 'folder', 'toy', {})
     logger.log({'train/loss': 0.5, 'n': 3}, 10)
-    assert lines(tmp_path / 'new' / 'folder') == ['{"step": 10, "train/loss": 0.5, "n": 3}']     # flushed, not closed
-    logger.log({'tensor': torch.tensor(2.0, requires_grad=True), 'numpy': np.float32(0.5), 'long': np.int64(4)}, 11)
+    # flushed, not closed
+    assert lines(tmp_path / 'new' / 'folder') == ['{"step": 10, "train/loss": 0.5, "n": 3}']
+    tensor = torch.tensor(2.0, requires_grad=True)
+    logger.log({'tensor': tensor, 'numpy': np.float32(0.5), 'long': np.int64(4)}, 11)
     logger.log({'nan': float('nan'), 'inf': torch.tensor(float('inf')), 'minus': -np.inf}, 12)
     logger.close()
-    def refuse(word): raise AssertionError(f'{word} is not JSON')
+    def refuse(word):
+        raise AssertionError(f'{word} is not JSON')
     rows = [json.loads(line, parse_constant=refuse) for line in lines(tmp_path / 'new' / 'folder')]
     assert rows[1:] == [{'step': 11, 'tensor': 2.0, 'numpy': 0.5, 'long': 4},
                         {'step': 12, 'nan': None, 'inf': None, 'minus': None}]
@@ -31,8 +35,10 @@ def test_one_strict_json_object_per_line_at_once(tmp_path):
 @pytest.mark.parametrize('value', ['0.5', None, [1.0], {'a': 1}])
 def test_only_scalars(tmp_path, value):
     logger = make_logger('', tmp_path, 'toy', {})
-    with pytest.raises(AssertionError, match='takes scalars'): logger.log({'x': value}, 0)
-    with pytest.raises((ValueError, RuntimeError)): logger.log({'x': torch.zeros(2)}, 0)
+    with pytest.raises(AssertionError, match='takes scalars'):
+        logger.log({'x': value}, 0)
+    with pytest.raises((ValueError, RuntimeError)):
+        logger.log({'x': torch.zeros(2)}, 0)
     logger.close()
     assert lines(tmp_path) == []                            # a refused row leaves nothing behind
 
@@ -40,7 +46,8 @@ def test_only_scalars(tmp_path, value):
 def test_resume_appends_and_the_later_row_of_a_step_wins(tmp_path):
     for steps, loss in (range(0, 4), 1.0), (range(2, 5), 2.0):
         logger = make_logger('', tmp_path, 'toy', {})
-        for step in steps: logger.log({'loss': loss}, step)
+        for step in steps:
+            logger.log({'loss': loss}, step)
         logger.close()
     assert len(lines(tmp_path)) == 7
     assert [row['loss'] for row in read_logs(tmp_path / 'logs.json.txt')] == [1.0, 1.0, 2.0, 2.0, 2.0]
@@ -56,29 +63,61 @@ def test_train_and_validation_rows_of_a_step_are_one(tmp_path):
 
 @given(cut=st.integers(0, 60))
 def test_a_file_cut_anywhere_loses_at_most_the_cut_line(tmp_path_factory, cut):
-    """What a kill -9 leaves: any number of bytes. Whole lines stay, the next row starts on a line of its own."""
+    """
+    What a kill -9 leaves: any number of bytes. Whole lines stay, the next row starts on a line of its own.
+    """
     folder = tmp_path_factory.mktemp('cut')
-    whole = b''.join(json.dumps({'step': step, 'loss': 0.5}).encode() + b'\n' for step in range(2))     # 50 bytes
+    rows = [{'step': step, 'loss': 0.5} for step in range(2)]
+    whole = b''.join(json.dumps(row).encode() + b'\n' for row in rows)              # 50 bytes
     (folder / 'logs.json.txt').write_bytes(whole[:cut])
     logger = make_logger('', folder, 'toy', {})
     logger.log({'loss': 7}, 9)
     logger.close()
     *left, last = read_logs(folder / 'logs.json.txt')
     assert last == {'step': 9, 'loss': 7}
-    assert [row['step'] for row in left] == list(range(whole[:cut + 1].count(b'\n')))     # a lost newline loses no row
+    # a lost newline loses no row
+    assert [row['step'] for row in left] == list(range(whole[:cut + 1].count(b'\n')))
     assert b'\n\n' not in (folder / 'logs.json.txt').read_bytes()
+
+
+@pytest.mark.parametrize('name, peak', [
+    ('NVIDIA H100 80GB HBM3', 989e12), ('NVIDIA H200', 989e12), ('NVIDIA A100-SXM4-80GB', 312e12),
+    ('NVIDIA GeForce RTX 4090', 165e12), ('NVIDIA L40S', 362e12), ('some CPU', 0)])
+def test_peak_of_a_device(name, peak):
+    assert peak_of(name) == peak
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """/dev/full takes nothing. The row is lost, and so is the run, but with a way out."""
+    if not os.path.exists('/dev/full'):
+        pytest.skip('this system has no /dev/full')
+    os.symlink('/dev/full', tmp_path / 'logs.json.txt')
+    logger = make_logger('', tmp_path, 'toy', {})
+    with pytest.raises(SystemExit) as stop:
+        logger.log({'loss': 1.0}, 3)
+    assert stop.value.code == f'{tmp_path}/logs.json.txt: No space left on device; make room, then --resume=True'
+    logger.close()                                           # nothing is left over that close would have to write
+
+
+def test_a_log_file_that_cannot_be_opened_is_one_line(tmp_path):
+    (tmp_path / 'logs.json.txt').mkdir()
+    with pytest.raises(SystemExit) as stop:
+        make_logger('', tmp_path, 'toy', {})
+    assert stop.value.code == f'{tmp_path}/logs.json.txt: Is a directory; choose another --out_dir'
 
 
 @pytest.mark.parametrize('kind', ['wandb', 'swanlab', 'tensorbord'])
 def test_unknown_kind_is_one_line(tmp_path, capsys, kind):
-    with pytest.raises(SystemExit) as stop: make_logger(kind, tmp_path, 'toy', {})
+    with pytest.raises(SystemExit) as stop:
+        make_logger(kind, tmp_path, 'toy', {})
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"log = '{kind}': this release knows '' and 'tensorboard'\n"
 
 
 def test_missing_package_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)       # import finds None: ImportError
-    with pytest.raises(SystemExit) as stop: make_logger('tensorboard', tmp_path, 'toy', {})
+    with pytest.raises(SystemExit) as stop:
+        make_logger('tensorboard', tmp_path, 'toy', {})
     assert stop.value.code == 2
     assert capsys.readouterr().err == "log = 'tensorboard' needs: pip install -e '.[log]'\n"
 
@@ -88,7 +127,8 @@ def test_tensorboard_curves_go_on_after_a_resume(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     for start, loss in (0, 1.0), (2, 2.0):                      # the first process got further than its save
         logger = make_logger('tensorboard', tmp_path, 'toy', {'lr': 1e-4, 'name': 'x'}, step=start or None)
-        for step in range(start, start + 4): logger.log({'train/loss': loss}, step)
+        for step in range(start, start + 4):
+            logger.log({'train/loss': loss}, step)
         logger.close()
     curves = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
     points = [(event.step, event.value) for event in curves.Scalars('train/loss')]
