@@ -189,11 +189,11 @@ class Attention(nn.Module):
 
 # same as nanowm.py
 def causal_attention(q, k, v):
-    """The N queries are the last N of the M keys; each sees itself and what came before."""
-    N, M = q.shape[2], k.shape[2]
-    if N == M:
+    """The L queries are the last L of the M keys; each sees itself and what came before."""
+    L, M = q.shape[2], k.shape[2]
+    if L == M:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    mask = torch.ones(N, M, dtype=torch.bool, device=q.device).tril(M - N)
+    mask = torch.ones(L, M, dtype=torch.bool, device=q.device).tril(M - L)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 

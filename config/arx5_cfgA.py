@@ -1,5 +1,5 @@
-# Published run cfgA: absolute actions in, absolute states out. Its card: validation loss 0.0982 at step 500k, gradient
-# norm 0.034. We read that loss per member, in the unit of its target; train.py's val/loss is the sum over members.
+# Published run cfgA: absolute actions in, absolute states out. Its card: validation loss 0.0982 at step 500k,
+# gradient norm 0.034. We read that loss per member, in the unit of its target; our val/loss sums them.
 # Data: python data/arx5/prepare.py --full
 model = 'arx5_gpt'
 dataset = 'arx5_full'          # ours: our own arm and commands, as many episodes and frames as the card says

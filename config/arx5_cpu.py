@@ -1,4 +1,4 @@
-# A simulated robot arm in a minute or two on a CPU; also what bench/sweep.py sweeps. Make the data in seconds:
+# A simulated robot arm in a minute or two on a CPU; also what bench/sweep.py sweeps. The data, in seconds:
 # python data/arx5/prepare.py
 model = 'arx5_gpt'
 dataset = 'arx5_default'
