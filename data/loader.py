@@ -85,7 +85,7 @@ class Store:
         want = files[name]
         try:
             size = os.path.getsize(path)
-            array = np.load(path, mmap_mode='r')
+            array = np.lib.format.open_memmap(path, mode='r')
         except FileNotFoundError:
             sys.exit(f'{path} is missing; {how_to_remake(self.folder)}')
         except OSError as error:

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT, SHARED, script
 
 from data.lerobot import prepare as lerobot
+from data.lerobot import reader
 
 pa = pytest.importorskip('pyarrow')
 pq = pytest.importorskip('pyarrow.parquet')
@@ -72,6 +73,7 @@ def v3(root, kind='fixed'):
 
 
 def prepare(root, out, *flags, **kw):
+    reader.layout.cache_clear()                                # a process of its own would know nothing yet
     return script(PREPARE, f'--src={root}', f'--out={out}', '--workers=1', *flags, **kw)
 
 

@@ -2,12 +2,12 @@
 NetHack levels, as MiniHack draws them: make an environment, put it on a seeded level, draw it, find a way.
 
     env = make_env('room')               gymnasium.Env; actions 0..7 are the compass moves of MOVES
-    obs = start(env, seed)               the same seed is the same level and the same dice, whatever was played before
-    frame(obs, tiles())                  (4 crop, 4 crop, 3) uint8: the tiles around the agent, who is in the middle
+    obs = start(env, seed)               the same seed: the same level and dice, whatever was played before
+    frame(obs, tiles())                  (4 crop, 4 crop, 3) uint8: the tiles around the agent in the middle
     routes(world(obs), goal)             from every cell the first move of a shortest way to the goal
 
-Cells are (y, x), as in obs['glyphs'] (21, 79). minihack is imported inside the functions: a test that only looks at the
-tables should not pay for it.
+Cells are (y, x), as in obs['glyphs'] (21, 79). minihack is imported inside the functions: a test that only
+looks at the tables should not pay for it.
 """
 import warnings
 from collections import deque
@@ -17,7 +17,7 @@ import numpy as np
 
 LEVELS = {'room': 'MiniHack-Room-Random-15x15-v0', 'mazewalk': 'MiniHack-MazeWalk-9x9-v0',
           'corridor': 'MiniHack-Corridor-R2-v0'}
-MOVES = {'N': (-1, 0), 'E': (0, 1), 'S': (1, 0), 'W': (0, -1),      # (dy, dx), in the order of MiniHack's actions
+MOVES = {'N': (-1, 0), 'E': (0, 1), 'S': (1, 0), 'W': (0, -1),      # (dy, dx), in MiniHack's order
          'NE': (-1, 1), 'SE': (1, 1), 'SW': (1, -1), 'NW': (-1, -1)}
 DELTAS = list(MOVES.values())
 TILE = 4                                 # px per tile; NetHack's own are 16
@@ -27,20 +27,21 @@ CMAP = 2359                              # the first map glyph: solid rock, and 
 UNKNOWN, FLOOR, UP, DOWN = CMAP, CMAP + 19, CMAP + 23, CMAP + 24
 DOORS = {CMAP + k for k in (13, 14, 15, 16)}              # open and closed; never passed diagonally
 WALKABLE = np.zeros(5977, bool)                           # by glyph
-WALKABLE[[*DOORS, *(CMAP + k for k in (12, 19, 20, 21, 22, 23, 24))]] = True     # doorway, floor, corridor, stairs
+WALKABLE[[*DOORS]] = True
+WALKABLE[[CMAP + k for k in (12, 19, 20, 21, 22, 23, 24)]] = True      # doorway, floor, corridor, stairs
 
 
 def make_env(level='room', crop=7):
     """A MiniHack level; observations glyphs (21, 79), glyphs_crop (crop, crop), blstats (27,)."""
-    assert crop % 2 == 1, f'crop {crop} has no middle tile for the agent; use an odd number such as {crop + 1}'
-    with warnings.catch_warnings():      # minihack imports pkg_resources, which says at length that it is deprecated
+    assert crop % 2 == 1, f'crop {crop} has no middle tile for the agent; use an odd number like {crop + 1}'
+    with warnings.catch_warnings():      # minihack imports pkg_resources, which says at length that it is old
         warnings.simplefilter('ignore')
         import gymnasium
         import minihack  # noqa: F401    (its import registers the levels)
     return gymnasium.make(LEVELS[level], disable_env_checker=True, obs_crop_h=crop, obs_crop_w=crop,
                           observation_keys=('glyphs', 'glyphs_crop', 'blstats'),
-                          obs_crop_pad=UNKNOWN,      # what lies beyond the map is rock, not glyph 0, which is an ant
-                          fix_moon_phase=True)       # else a full moon tonight is luck, and luck is other dice
+                          obs_crop_pad=UNKNOWN,      # beyond the map is rock, not glyph 0, which is an ant
+                          fix_moon_phase=True)       # a full moon tonight is luck, and luck is other dice
 
 
 def start(env, seed):
@@ -57,14 +58,15 @@ def tiles():
         from minihack.tiles.glyph_mapper import GlyphMapper
     from nle.nethack import MAX_GLYPH
     mapper = GlyphMapper()
-    full = np.stack([mapper.glyph_id_to_rgb(g) for g in range(MAX_GLYPH)]).astype(np.uint16)     # (G, 16, 16, 3)
+    full = np.stack([mapper.glyph_id_to_rgb(g) for g in range(MAX_GLYPH)])      # (G, 16, 16, 3)
+    full = full.astype(np.uint16)
     k = full.shape[1] // TILE
     blocks = full.reshape(-1, TILE, k, TILE, k, 3).sum((2, 4))
-    return ((blocks + k * k // 2) // (k * k)).astype(np.uint8)       # rounded; integers, so the same on any machine
+    return ((blocks + k * k // 2) // (k * k)).astype(np.uint8)       # rounded; integers are the same anywhere
 
 
 def frame(obs, table):
-    """obs -> (4 crop, 4 crop, 3) uint8. Drawing shrunken tiles is shrinking the drawing, with 1/16 of the pixels."""
+    """obs -> (4 crop, 4 crop, 3) uint8. Drawing shrunken tiles shrinks the drawing, at 1/16 of the work."""
     x = table[obs['glyphs_crop']]                                    # (h, w, 4, 4, 3)
     h, w = x.shape[:2]
     return x.transpose(0, 2, 1, 3, 4).reshape(h * TILE, w * TILE, 3)
@@ -82,9 +84,10 @@ def find(obs, glyph):
 
 
 def world(obs):
-    """What is known of the level: {cell: glyph} of all cells one can stand on. Under the agent we suppose floor."""
+    """What is known of the level: {cell: glyph} where one can stand. Under the agent we suppose floor."""
     y, x = np.nonzero(WALKABLE[obs['glyphs']])
-    return dict(zip(zip(y.tolist(), x.tolist()), obs['glyphs'][y, x].tolist())) | {position(obs): FLOOR}
+    cells = zip(y.tolist(), x.tolist())
+    return dict(zip(cells, obs['glyphs'][y, x].tolist())) | {position(obs): FLOOR}
 
 
 def neighbours(cells, at):
@@ -95,13 +98,14 @@ def neighbours(cells, at):
 
 
 def routes(cells, goal, avoid=()):
-    """{cell: first move of a shortest way from there to goal}, where there is one that does not cross `avoid`."""
+    """{cell: first move of a shortest way from there to goal}, where one does not cross `avoid`."""
     first, queue = {goal: None}, deque([goal])
     while queue:
         at = queue.popleft()
-        if at in avoid and at != goal: continue          # a way may begin there, but not go through
+        if at in avoid and at != goal:
+            continue                                     # a way may begin there, but not go through
         for move, to in neighbours(cells, at):
             if to not in first:
-                first[to] = move ^ 2                     # the way back: N <-> S, E <-> W, NE <-> SW, SE <-> NW
+                first[to] = move ^ 2                     # the way back: N - S, E - W, NE - SW, SE - NW
                 queue.append(to)
     return first

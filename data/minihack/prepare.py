@@ -2,10 +2,10 @@
 Play real NetHack levels and keep what the player saw: frames and moves for a world model.
     python data/minihack/prepare.py --out=data/minihack_pixels
 
-Purpose and chance, mixed in a proportion of its own for every episode: on purpose the player walks to a cell that it
-has drawn, by chance it makes a random move. The staircase down ends a game, so it is avoided until the move `home`, and
-from then on every purpose leads there. So all episodes have enough frames to cut windows from, and some do end at the
-staircase. Read `episode` first; the levels are in env.py.
+Purpose and chance, mixed in a proportion of its own for every episode: on purpose the player walks to a cell
+that it has drawn, by chance it makes a random move. The staircase down ends a game, so it is avoided until
+the move `home`, and from then on every purpose leads there. So all episodes have enough frames to cut windows
+from, and some do end at the staircase. Read `episode` first; the levels are in env.py.
 """
 import sys
 from functools import cache, partial
@@ -21,20 +21,21 @@ from data.writer import at_least, common, flags, write  # noqa: E402
 BLIND = 0.15      # of the random moves may run into a wall: that nothing moves then is worth knowing too
 PATIENCE = 3      # moves in a row that changed nothing before we want something else (a locked door, say)
 
-environment = cache(nethack.make_env)     # one per worker; a seeded level does not care what was played before
+environment = cache(nethack.make_env)     # one per worker; a seeded level forgets what was played before
 
 
 def errand(cells, here, home, been, obs, rng):
     """A cell to walk to, or None. home: the staircase down if there is a way; else any cell but that."""
     stairs = nethack.find(obs, nethack.DOWN)
     near = nethack.routes(cells, here, avoid=stairs)
-    if home and stairs & near.keys(): return min(stairs & near.keys())
+    if home and stairs & near.keys():
+        return min(stairs & near.keys())
     goals = [c for c in near if c != here and c not in stairs]
-    dark = np.pad(obs['glyphs'] == nethack.UNKNOWN, 1)               # dark[y:y+3, x:x+3] is what surrounds (y, x)
+    dark = np.pad(obs['glyphs'] == nethack.UNKNOWN, 1)               # dark[y:y+3, x:x+3] surrounds (y, x)
     edge = [(y, x) for y, x in goals if (y, x) not in been and dark[y:y + 3, x:x + 3].any()]
     marks = stairs | nethack.find(obs, nethack.UP)
     marks = [(y, x) for y, x in goals if any(abs(y - v) < 2 and abs(x - u) < 2 for v, u in marks)]
-    goals = [edge, marks, marks, goals][rng.integers(4)] or goals     # a plain floor in view would teach nothing
+    goals = [edge, marks, marks, goals][rng.integers(4)] or goals    # plain floor in view would teach nothing
     return goals[rng.integers(len(goals))] if goals else None
 
 
@@ -42,12 +43,13 @@ def wander(cells, here, avoid, rng):
     """A random move: mostly to a cell one can stand on, sometimes blindly, never to a cell of `avoid`."""
     moves = [m for m, (dy, dx) in enumerate(nethack.DELTAS) if (here[0] + dy, here[1] + dx) not in avoid]
     free = [m for m, to in nethack.neighbours(cells, here) if to not in avoid]
-    if free and rng.random() >= BLIND: moves = free
+    if free and rng.random() >= BLIND:
+        moves = free
     return moves[rng.integers(len(moves))]
 
 
 def episode(i, seed, level, crop, moves):
-    """Episode i: {'video': (T, 4 crop, 4 crop, 3) uint8, 'action': (T, 8) one-hot float32}, T <= moves + 1."""
+    """Episode i: {'video': (T, 4 crop, 4 crop, 3) uint8, 'action': (T, 8) one-hot}, T <= moves + 1."""
     rng, env, table = np.random.default_rng([seed, i]), environment(level, crop), nethack.tiles()
     obs = nethack.start(env, int(rng.integers(2**31)))
     chance, home = rng.random(), int(rng.integers(moves // 2, moves + 1))
@@ -64,10 +66,12 @@ def episode(i, seed, level, crop, moves):
             if goal and (here not in way or known != cells.keys()):
                 way, known = nethack.routes(cells, goal, avoid=stairs), cells.keys()
             move = way.get(here)
-        if move is None: move = wander(cells, here, set() if late else stairs, rng)
+        if move is None:
+            move = wander(cells, here, set() if late else stairs, rng)
 
         obs, _, terminated, truncated, _ = env.step(move)
-        if terminated or truncated: break          # the game is over: no frame follows this move, so it is not kept
+        if terminated or truncated:
+            break                                  # the game is over: no frame follows this move, drop it
         idle = idle + 1 if nethack.position(obs) == here else 0
         video.append(nethack.frame(obs, table))
         action.append(move)
@@ -81,14 +85,16 @@ def main():
     p.add_argument('--level', choices=list(nethack.LEVELS), default='room', help='default room')
     p.add_argument('--crop', type=int, default=7, help='tiles to a side, odd; 4 px each (default 7: 28 px)')
     p.add_argument('--episodes', type=int, default=640, help='how many (default 640)')
-    p.add_argument('--moves', type=int, default=47, help='at most, of an episode; frames are one more (default 47)')
+    p.add_argument('--moves', type=int, default=47,
+                   help='at most, of an episode; frames are one more (default 47)')
     args = p.parse_args()
     at_least(args, episodes=1, moves=1, crop=1)
     if args.crop % 2 == 0:
         sys.exit(f'--crop={args.crop}: the agent is in the middle tile; use an odd number')
+    units = {'video': '0-255; 4 px per tile, agent in the middle', 'action': 'one-hot compass move'}
     info = {'source': f'{nethack.LEVELS[args.level]}, played in NetHack by {Path(__file__).name}',
             'revision': ', '.join(f'{k} {version(k)}' for k in ('minihack', 'nle')),
-            'fps': 6, 'units': {'video': '0-255; 4 px per tile, agent in the middle', 'action': 'one-hot compass move'},
+            'fps': 6, 'units': units,
             'action_names': list(nethack.MOVES), 'action_arrows': [[dx, dy] for dy, dx in nethack.DELTAS]}
     play = partial(episode, seed=args.seed, level=args.level, crop=args.crop, moves=args.moves)
     write(args.out, play, args.episodes, info=info, binary={'action': slice(None)}, **common(args, __file__))

@@ -4,8 +4,9 @@ Wall: a dot in two rooms with one door between them, after the smallest world of
 
     next = clip(loc + 2 * SCALE * action)     px; a move that meets a wall ends at its face
 
-DINO-WM's square is 65 px wide and ours 32, so every length is theirs times 32 / 65; only the dot keeps its std of
-1.7 px, or one could hardly see it. x is right, y is down, pixel i covers [i - 0.5, i + 0.5]. Read `clip` first.
+DINO-WM's square is 65 px wide and ours 32, so every length is theirs times 32 / 65; only the dot keeps its
+std of 1.7 px, or one could hardly see it. x is right, y is down, pixel i covers [i - 0.5, i + 0.5]. Read
+`clip` first.
 """
 import sys
 from functools import partial
@@ -20,13 +21,14 @@ SIZE = 32                                               # px, of the picture
 SCALE = SIZE / 65                                       # our px per px of DINO-WM
 LOW, HIGH = 5 * SCALE - 0.5, SIZE - 5 * SCALE - 0.5     # the border is 5 thick
 LEFT, RIGHT = 15.5 - 3 * SCALE, 15.5 + 3 * SCALE        # faces of the wall, 6 thick, in the middle
-TOP, BOTTOM = 9 - 4 * SCALE, 9 + 4 * SCALE              # the door, 8 high, off the middle: up must not be like down
+TOP, BOTTOM = 9 - 4 * SCALE, 9 + 4 * SCALE              # the door, 8 high; off the middle, so up is not down
 STD = 1.7                                               # px, of the dot
 STEP = 2 * SCALE                                        # px per unit of action
 GREY = 110                                              # of the walls; the floor is 0, the dot 255
 INF = float('inf')
 SOLID = [                                               # ((x0, x1), (y0, y1)), without their faces
-    ((-INF, LOW), (-INF, INF)), ((HIGH, INF), (-INF, INF)), ((-INF, INF), (-INF, LOW)), ((-INF, INF), (HIGH, INF)),
+    ((-INF, LOW), (-INF, INF)), ((HIGH, INF), (-INF, INF)),
+    ((-INF, INF), (-INF, LOW)), ((-INF, INF), (HIGH, INF)),
     ((LEFT, RIGHT), (-INF, TOP)), ((LEFT, RIGHT), (BOTTOM, INF))]
 
 
@@ -34,7 +36,7 @@ def clip(p, q):
     """Where the move p -> q ends, and whether a wall ended it. p outside all walls (on a face is outside)."""
     first, stop = 1.0, None
     for box in SOLID:
-        enter, leave, at = -INF, INF, None           # in parts of the move; inside a box is inside both its slabs
+        enter, leave, at = -INF, INF, None           # in parts of the move; inside a box: inside both slabs
         for k, (lo, hi) in enumerate(box):
             d = q[k] - p[k]
             if d == 0:
@@ -49,7 +51,7 @@ def clip(p, q):
             first, stop = enter, at
     end = p + first * (q - p)
     if stop:
-        end[stop[0]] = stop[1]                       # exactly on the face: rounding must not put us into the wall
+        end[stop[0]] = stop[1]                       # exactly: rounding must not put us into the wall
     return end, stop is not None
 
 
@@ -67,7 +69,8 @@ def picture(state):
 def turn(loc, rng):
     """A new heading, rad: anywhere, or one time in two through the door; never straight into a wall."""
     while True:
-        to = (RIGHT, LEFT)[int(loc[0] > 15.5)] - loc[0], (TOP + BOTTOM) / 2 - loc[1]     # the far end of the door
+        # the far end of the door
+        to = (RIGHT, LEFT)[int(loc[0] > 15.5)] - loc[0], (TOP + BOTTOM) / 2 - loc[1]
         heading = np.arctan2(to[1], to[0]) if rng.random() < 0.5 else rng.uniform(-np.pi, np.pi)
         if not clip(loc, loc + STEP * np.array([np.cos(heading), np.sin(heading)]))[1]:
             return heading
@@ -98,9 +101,9 @@ def main():
     p.add_argument('--frames', type=int, default=50, help='of an episode (default 50)')
     args = p.parse_args()
     at_least(args, episodes=1, frames=2)             # a single frame has no action
-    info = {'source': 'a re-implementation of the Wall world of DINO-WM (arXiv 2411.04983), fixed wall and door',
-            'revision': '1', 'fps': 10,
-            'units': {'video': '0-255', 'action': f'{STEP:.4f} px; x right, y down', 'state': 'px; x right, y down'},
+    units = {'video': '0-255', 'action': f'{STEP:.4f} px; x right, y down', 'state': 'px; x right, y down'}
+    source = 'a re-implementation of the Wall world of DINO-WM (arXiv 2411.04983), fixed wall and door'
+    info = {'source': source, 'revision': '1', 'fps': 10, 'units': units,
             'action_names': ['right', 'down'], 'action_arrows': [[1, 0], [0, 1]]}
     play = partial(episode, seed=args.seed, frames=args.frames)
     write(args.out, play, args.episodes, info=info, **common(args, __file__))
