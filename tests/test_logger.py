@@ -1,6 +1,6 @@
 """logger.py: the file survives a kill and a resume; tensorboard gets the same scalars."""
 import json
-import os
+import resource
 import sys
 
 import numpy as np
@@ -88,15 +88,20 @@ def test_peak_of_a_device(name, peak):
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    """/dev/full takes nothing. The row is lost, and so is the run, but with a way out."""
-    if not os.path.exists('/dev/full'):
-        pytest.skip('this system has no /dev/full')
-    os.symlink('/dev/full', tmp_path / 'logs.json.txt')
+    """A file size limit stands for it. The row is lost, and so is the run, but with a way out."""
     logger = make_logger('', tmp_path, 'toy', {})
-    with pytest.raises(SystemExit) as stop:
-        logger.log({'loss': 1.0}, 3)
-    assert stop.value.code == f'{tmp_path}/logs.json.txt: No space left on device; make room, then --resume=True'
-    logger.close()                                           # nothing is left over that close would have to write
+    logger.log({'loss': 1.0}, 3)
+    path = tmp_path / 'logs.json.txt'
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), limits[1]))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            logger.log({'loss': 1.0}, 4)
+        logger.close()                                       # nothing is left over for it to write
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stop.value.code == f'{path}: File too large; make room, then --resume=True'
+    assert path.read_bytes() == before
 
 
 def test_a_log_file_that_cannot_be_opened_is_one_line(tmp_path):
