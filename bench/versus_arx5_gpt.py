@@ -252,13 +252,13 @@ def untrained(cfg, clock, n, K):
 
 def mujoco_ways(n, K):
     """{name: n arms under safe commands for K frames}, on one thread and on all; {} without MuJoCo."""
-    from data.arx5 import env
+    from data.arx5 import commands, env
     try:
         env.mujoco()
     except SystemExit as missing:
         print(f'rows of MuJoCo left out: {missing}')
         return {}
-    action = np.stack([env.references(np.random.default_rng([seed, i]), K) for i in range(n)])    # (n, K, 7)
+    action = np.stack([commands.references(np.random.default_rng([seed, i]), K) for i in range(n)])    # (n, K, 7)
     start = np.concatenate([action[:, 0], np.zeros_like(action[:, 0])], 1)                        # at rest
     return {('mujoco', k): lambda k=k: env.simulate(start, action, threads=k) for k in sorted({1, os.cpu_count()})}
 
