@@ -1,95 +1,80 @@
 """
-Dream: load a world model, let it imagine what recorded actions do, and write a moving picture.
+Dream: load a trained model, let it imagine, draw it.
 
-    python sample.py --ckpt=out/minihack_wm_cpu                       -> out/minihack_wm_cpu/samples/step_....gif
-    python sample.py --ckpt=out/minihack_wm_cpu --length=40 --n_clips=4 --out=dream.gif
-    python sample.py --ckpt=out/minihack_wm_cpu --out=dream.png       a film strip, for paper
-    python sample.py --ckpt=out/arx5_cpu                              a robot arm: the dream drawn over the truth
-    python sample.py --ckpt=out/arx5_cpu --out=arm.png                curves with the ensemble's band (extra: plot)
+    python sample.py --ckpt=out/minihack_wm_cpu --futures=4     one true frame, four held-down commands
+    python sample.py --ckpt=out/minihack_wm_cpu                 recorded clips: truth above, dream below
+    python sample.py --ckpt=out/minihack_wm_cpu --out=film.png  the same as a film strip, for paper
+    python sample.py --ckpt=out/arx5 --versus=out/other         a robot: truth | other run | this run
+    python sample.py --ckpt=out/arx5 --out=arm.png              its curves (extra: plot); or a policy's
 
-Every column is one clip of the validation split. Video: the truth above, the action in the middle, the dream below. A
-green edge marks the true frames that the model was given; after them it sees only the actions and its own frames.
+Pictures land in samples/ of the run unless --out says otherwise. Keys of the model that only sampling uses
+can be given too, such as --sample_steps=2: `--ckpt=... --help` lists them.
 """
-import importlib
+from configurator import Owner, configure, polite_exit
+
+polite_exit()                 # before torch: its import takes seconds, and Ctrl-C should end those too
+
 import os
 import sys
 
-import imageio.v3 as imageio
 import numpy as np
-import torch
-from tqdm import tqdm
 
 import checkpoint
-from configurator import configure
-from data.loader import Store, read_meta
+import contract
+from data.loader import Store, read_meta, simulator
+from draw import states, video
+from draw.common import check_out, cut
+from protocols.common import fits
 
 ckpt = ''                     # out_dir of a run, or one of its step folders
 which = 'latest'              # latest | best, when ckpt is an out_dir
 ema = True                    # averaged weights where the checkpoint has them
-n_clips = 6                   # columns of the picture
-length = 0                    # frames to dream; 0: video 16, robot states 150
-n_context = 0                 # true frames given; 0 = the model's n_context (video), history (states)
-sample_steps = 0              # video: denoising steps per frame; 0 = the model's
-sampling = ''                 # video: scheduling matrix; '' = the model's
-stride = 1                    # video: new frames per window
+versus = ''                   # robots: another run on the same data, drawn between the truth and this one
+dataset = ''                  # data folder to take clips from; '' = the checkpoint's
+data_dir = ''                 # where data folders lie; '' = the checkpoint's
 split = 'val'                 # val | train
+n_clips = 0                   # clips in the picture; 0: videos 6, policies 2, futures and robots 1
+length = 0                    # frames to dream; 0: videos 16, robots and policies 150
+n_context = 0                 # true frames given; 0 = as many as the model was made for
+futures = 0                   # videos: hold down so many different commands instead of the recorded ones
+stride = 1                    # videos: new frames per window
 seed = 0                      # of clips and noise
-fps = 0                       # of the GIF; 0: video 4, states 25
-scale = 0                     # video: screen pixels per pixel; 0 = frames about 112 wide
+fps = 0                       # pictures per second; 0: videos 4, robots about 25, at true speed whatever fps
+scale = 0                     # videos: screen pixels per pixel, 0: about 112 wide; robots: 80 px, 0: 3
 device = 'auto'               # auto = cuda if there is one, else cpu
-out = ''                      # .gif or .png; '' = samples/<step>.gif in the run's folder (curves: .png)
+out = ''                      # .gif or .png; '' = samples/<step> in the run's folder
 
-GREEN, INK, PAPER = (60, 180, 75), (250, 250, 250), (24, 24, 28)
-
-
-def dream(model, batch, n_context, stride, sample_steps, sampling, generator):
-    """batch: video (B, T, H, W, C) uint8 of k-spaced frames, action (B, (T-1)*k, A) -> video (B, T, ...) uint8."""
-    action = batch['action'].view(len(batch['video']), batch['video'].shape[1] - 1, -1)
-    context = {'video': batch['video'][:, :n_context], 'action': action[:, :n_context - 1]}
-    future = action[:, None, n_context - 1:]                                             # (B, 1, K, k*A)
-    new = model.rollout(context, future, stride=stride, sample_steps=sample_steps, sampling=sampling,
-                        generator=generator, progress=lambda r: tqdm(r, desc='dream', leave=False))['video'][:, 0]
-    return torch.cat([context['video'], new.round().to(torch.uint8)], 1)
+# Kinds of pictures: clips and frames by default, and the keys that it takes beside the common ones.
+KINDS = {'strips.gif': (6, 16, 'n_clips length n_context stride fps scale'),
+         'film.png': (6, 16, 'n_clips length n_context stride scale'),
+         'futures.gif': (1, 16, 'futures n_clips length n_context stride fps scale'),
+         'arms.gif': (1, 150, 'versus n_clips length n_context fps scale'),
+         'curves.png': (1, 150, 'length n_context'),
+         'actions.png': (2, 150, 'n_clips length')}
+LIMITS = {'n_clips': (0, 64), 'length': (0, 10_000), 'n_context': (0, 10_000), 'futures': (0, 64),
+          'stride': (1, 10_000), 'seed': (0, 2**63 - 1), 'scale': (0, 64), 'fps': (0, 50)}
 
 
-def draw_action(action, arrows, height, width):
-    """One folded action (k*A,) -> (height, width, 3): an arrow if meta.json knows directions, else a bar per entry."""
-    canvas = np.full((height, width, 3), PAPER, np.uint8)
-    y, x = np.mgrid[:height, :width]
-    if arrows is not None:
-        right, down = action.reshape(-1, len(arrows)).sum(0) @ arrows                    # (A,) @ (A, 2)
-        norm, cy, cx, r = np.hypot(right, down), (height - 1) / 2, (width - 1) / 2, height * 0.42
-        if norm < 1e-6:
-            canvas[np.hypot(y - cy, x - cx) < r / 4] = INK
-            return canvas
-        along = ((x - cx) * right + (y - cy) * down) / norm / r                          # -1 tail .. 1 tip
-        aside = np.abs((x - cx) * down - (y - cy) * right) / norm / r
-        canvas[((along > -1) & (along < 0.3) & (aside < 0.15)) | ((along >= 0.2) & (aside < (1 - along) * 0.7))] = INK
-        return canvas
-    step, mid = width / len(action), height / 2
-    for i, a in enumerate(np.clip(action, -1, 1)):
-        inside = (x >= i * step + 1) & (x < (i + 1) * step - 1) & (np.minimum(0, -a) * mid <= y - mid)
-        canvas[inside & (y - mid <= max(0.5, np.maximum(0, -a) * mid))] = INK
-    return canvas
+def samplers(wanted):
+    """For configure(): the keys of the model that only sampling reads, with the checkpoint's values."""
+    if wanted['ckpt']:
+        meta = checkpoint.read_meta(checkpoint.find(wanted['ckpt'], wanted['which']))
+        M = contract.load(meta['model'])
+        values = vars(M.Config()) | checkpoint.plain_config(meta['model_config'], M)
+        own = {key: values[key] for key in contract.sampling(M)}
+        yield Owner(f'{meta["model"]}.Config', own, M.__file__)
 
 
-def blow_up(frame, scale, edge):
-    """(H, W, C) -> (H*scale, W*scale, 3); a coloured edge if `edge`."""
-    big = frame.repeat(scale, 0).repeat(scale, 1)
-    big = np.broadcast_to(big, (*big.shape[:2], 3)).copy()
-    if edge: big[:2], big[-2:], big[:, :2], big[:, -2:] = GREEN, GREEN, GREEN, GREEN
-    return big
-
-
-def picture(truth, dreamed, action, arrows, n_context, scale):
-    """One clip: (T, H, W, C) twice and (T-1, k*A) -> frames (T, h, w, 3)."""
-    frames = []
-    for t in range(len(truth)):
-        top, bottom = blow_up(truth[t], scale, t < n_context), blow_up(dreamed[t], scale, t < n_context)
-        bar = np.full((max(16, top.shape[0] // 4), top.shape[1], 3), PAPER, np.uint8)
-        if t > 0: bar = draw_action(action[t - 1], arrows, *bar.shape[:2])               # what led to this frame
-        frames.append(np.pad(np.concatenate([top, bar, bottom]), ((4, 4), (4, 4), (0, 0)), constant_values=PAPER[0]))
-    return np.stack(frames)
+def possible(model, reads, meta, versus, futures):
+    """Which of KINDS this model and these keys allow, the default first."""
+    if not hasattr(model, 'rollout'):
+        return ['actions.png'] if hasattr(model, 'act') else sys.exit('the model has no .rollout and no .act')
+    if 'state' in reads:
+        looks = hasattr(simulator(meta), 'draw')
+        return ['curves.png'] if not looks else ['arms.gif'] if versus else ['arms.gif', 'curves.png']
+    if 'video' not in reads:
+        sys.exit(f'this model dreams {", ".join(reads)}; making pixels of them needs vae.py, not there yet')
+    return ['futures.gif'] if futures else ['strips.gif', 'film.png']
 
 
 def choose(store, n, seed):
@@ -97,125 +82,59 @@ def choose(store, n, seed):
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(store))
     firsts = np.unique(store.locate(shuffled)[0], return_index=True)[1]
+    if len(firsts) < n:
+        print(f'{len(firsts)} of {n} clips: of {len(store.episodes)} episodes in {store.folder}/{store.split}'
+              ' only so many are long enough; a smaller --length may find more', file=sys.stderr)
     return shuffled[rng.permutation(firsts)[:n]]
 
 
-def strips(model, folder, device):
-    """Video: dream, then draw -> one (T, h, w, 3) per clip."""
-    cfg = model.cfg
-    if cfg.input != 'video':
-        sys.exit(f'this model dreams {cfg.input}s; decoding them to pixels needs vae.py, which is not there yet')
-    k, given = cfg.frame_skip, n_context or cfg.n_context
-    T = given + (length or 16)
-    store = Store(folder, split, {'video': range(0, T * k, k), 'action': range(0, (T - 1) * k)})
-    batch = {key: value.to(device) for key, value in store.windows_at(choose(store, n_clips, seed)).items()}
-    generator = torch.Generator(device).manual_seed(seed)
-    dreamed = dream(model, batch, given, stride, sample_steps, sampling, generator).cpu().numpy()
-    truth, action = batch['video'].cpu().numpy(), batch['action'].cpu().numpy().reshape(len(dreamed), T - 1, -1)
-    arrows = store.meta.get('action_arrows')
-    pixels = scale or max(1, round(112 / cfg.width))
-    return [picture(truth[i], dreamed[i], action[i], None if arrows is None else np.array(arrows), given, pixels)
-            for i in tqdm(range(len(truth)), desc='draw', leave=False)]
-
-
-# ---- robot states ----
-
-def recorded(model, folder, n, device):
-    """-> context, action (n, 1, K, A), true states after the context (n, K, S), meta.json: what a rollout wants."""
-    given, K = n_context or model.cfg.history, length or 150
-    store = Store(folder, split, {'state': range(given + K), 'action': range(given + K - 1)})
-    batch = {key: value.to(device) for key, value in store.windows_at(choose(store, n, seed)).items()}
-    context = {'state': batch['state'][:, :given], 'action': batch['action'][:, :given - 1]}
-    return context, batch['action'][:, None, given - 1:], batch['state'][:, given:], store.meta
-
-
-def arms(model, folder, device):
-    """The robot's own drawing, by its env.py: truth above; dream over truth below -> (T, h, w, 3) per clip."""
-    context, action, truth, meta = recorded(model, folder, n_clips, device)
-    env = importlib.import_module(meta['env'])
-    new = model.rollout(context, action, chunk=1, progress=lambda r: tqdm(r, desc='dream', leave=False))['state'][:, 0]
-    every = max(1, round(meta['fps'] / (fps or 25)))
-    clips = []
-    for i in tqdm(range(len(truth)), desc='draw', leave=False):
-        given = context['state'][i].cpu().numpy()
-        true, dreamed = (np.concatenate([given, x[i].cpu().numpy()])[::every] for x in (truth, new))
-        frames = np.concatenate([env.draw(true), env.draw(true, ghost=dreamed)], 1)
-        clips.append(np.stack([blow_up(frame, 1, t * every < len(given)) for t, frame in enumerate(frames)]))
-    return clips
-
-
-def figure(width=1, height=1):
-    """An empty matplotlib figure, inches. Not by pyplot: no window system, no global state."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        sys.exit("curves need: pip install -e '.[plot]'")
-    return Figure(figsize=(width, height), layout='constrained')
-
-
-def curves(path, model, context, action, truth, meta):
-    """One clip as a PNG: commanded entries of the state, true and predicted, with two std of the ensemble around."""
-    new = {key: value[0, 0].cpu().numpy() for key, value in model.rollout(context, action, chunk=1).items()}
-    H, K, fps_ = context['state'].shape[1], len(new['state']), meta['fps']
-    true = np.concatenate([context['state'][0].cpu().numpy(), truth[0].cpu().numpy()])
-    unit = {d: g['unit'] for g in meta.get('groups', {}).values() for d in g['dims']}
-    names = meta.get('state_names') or meta.get('joint_names') or []
-    shown = meta.get('q_index') or list(range(true.shape[1]))
-    shown = shown[::-(-len(shown) // 12)]                            # at most 12 panels, spread over all entries
-    paper = figure(12, 2.2 * -(-len(shown) // 2))
-    past, future = np.arange(-H, 0) / fps_, np.arange(K) / fps_      # seconds; 0 = the first predicted frame
-    panels = paper.subplots(-(-len(shown) // 2), 2, sharex=True).flatten()
-    for panel in panels[len(shown):]: panel.axis('off')
-    for panel, (i, d) in zip(panels, enumerate(shown)):
-        mean, std = new['state'][:, d], new['state_std'][:, d]
-        panel.axvspan(past[0], -1 / fps_, color='0.93')
-        if d in meta.get('q_index', ()):                             # a command is given one frame before it shows
-            wanted = action[0, 0, :, meta['q_index'].index(d)].cpu()
-            panel.plot(future - 1 / fps_, wanted, ':', color='0.5', label='command')
-        panel.fill_between(future, mean - 2 * std, mean + 2 * std, color='tab:orange', alpha=0.35, lw=0)
-        panel.plot(future, mean, color='tab:orange', lw=2.5, label=f'predicted, {model.cfg.members} members')
-        panel.plot(np.concatenate([past, future]), true[:, d], color='black', lw=1, label='true')
-        panel.set_ylabel(f'{names[d] if d < len(names) else f"state {d}"} [{unit.get(d, "")}]')
-        if i == 0: panel.legend(fontsize='small')
-    paper.supxlabel('seconds of open-loop prediction; grey: what the model was shown')
-    write(path, lambda part: paper.savefig(part, dpi=110))
-
-
-def write(path, save):
-    """save(temporary name), renamed when whole."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    part = os.path.splitext(path)[0] + '.part' + os.path.splitext(path)[1]
-    save(part)
-    os.replace(part, path)
-
-
 if __name__ == '__main__':
-    config = configure(globals())
-    if not ckpt:
-        sys.exit('which checkpoint? --ckpt=OUT_DIR of a run')
-    model, meta = checkpoint.load(ckpt, ema, which, device)
-    device = next(model.parameters()).device                                             # where `auto` put it
-    folder = os.path.join(meta['config']['data_dir'], meta['config']['dataset'])
-    states = 'dynamics' in sys.modules[meta['model']].EVAL
-    can_draw = not states or 'env' in read_meta(folder)                                  # a robot that knows its looks
-    run = os.path.dirname(os.path.normpath(checkpoint.find(ckpt, which)))
-    kind = '.gif' if can_draw else '.png'
-    out = out or os.path.join(run, 'samples', checkpoint.step_name(meta['step']) + kind)
-    if not out.endswith(('.gif', '.png')) or (out.endswith('.gif') and not can_draw):
-        sys.exit(f'--out={out}: write a .png (film strip, curves)' + ' or a .gif (moving)' * can_draw)
-    if min(n_clips, stride) < 1 or min(length, n_context, fps, seed) < 0:
-        sys.exit(f'{n_clips=}, {stride=}: at least 1; {length=}, {n_context=}, {fps=}, {seed=}: at least 0')
-    try:
-        if states and out.endswith('.png'):
-            curves(out, model, *recorded(model, folder, 1, device))
-            sys.exit(print(f'{out}: one clip, true and predicted'))
-        clips = (arms if states else strips)(model, folder, device)
-    except AssertionError as error:                      # an impossible key; the assert says which and why
-        sys.exit(f'cannot dream: {error}')
-    if out.endswith('.gif'):
-        speed = 1000 / (fps or (25 if states else 4))
-        write(out, lambda part: imageio.imwrite(part, np.concatenate(clips, 2), duration=speed, loop=0))
+    config, changed = configure(globals(), owners=samplers)
+    told = {key: config[key] for key in changed}
+    wrong = [f'{key} = {config[key]}: want {low} to {high}' for key, (low, high) in LIMITS.items()
+             if not low <= config[key] <= high]
+    if wrong or not ckpt:
+        sys.exit('; '.join(wrong) or 'which checkpoint? --ckpt=OUT_DIR of a run')
+
+    # which model, which data, which picture
+    over = {key: value for key, value in told.items() if key not in globals()}     # not ours: the model's
+    model, run = checkpoint.load(ckpt, ema, which, device, **over)
+    M, step = contract.load(run['model']), os.path.normpath(checkpoint.find(ckpt, which))
+    folder = os.path.join(data_dir or run['config']['data_dir'], dataset or run['config']['dataset'])
+    reads, meta = M.windows(model.cfg), read_meta(folder)
+    kinds = {os.path.splitext(kind)[1]: kind for kind in possible(model, reads, meta, versus, futures)}
+    ending = os.path.splitext(out)[1] if out else next(iter(kinds))
+    out = out or os.path.join(os.path.dirname(step), 'samples', checkpoint.step_name(run['step']) + ending)
+    check_out(out, tuple(kinds))
+    clips, frames, takes = KINDS[kinds[ending]]
+    for key in told:
+        if key not in takes.split() and any(key in other.split() for *_, other in KINDS.values()):
+            sys.exit(f'--{key}={told[key]} means nothing to {kinds[ending]}, which takes {takes}')
+    n, K, kind = n_clips or clips, length or frames, kinds[ending].partition('.')[0]
+
+    # which clips; then draw/ asks the model and draws
+    device = next(model.parameters()).device                         # where `auto` put it
+    if kind == 'actions':
+        store = Store(folder, split, reads | {'action': range(1)}, pad=M.PAD)
+        fits(model.cfg, store)
+        states.actions(out, model, store, choose(store, n, seed), K, seed)
+        sys.exit(print(f'{out}: what was done, and what the policy wants'))
+    key, k = 'state' if 'state' in reads else 'video', getattr(model.cfg, 'frame_skip', 1)
+    H = n_context or getattr(model.cfg, 'n_context', max(1, len(reads[key]) - 1))
+    T = H + (1 if futures else K)                                    # a command held down needs no truth
+    windows = {key: range(0, T * k, k), 'action': range((T - 1) * k)}
+    store = Store(folder, split, windows, hint='length, n_context')
+    fits(model.cfg, store)
+    clips = cut(store, choose(store, n, seed), H, k, device)
+    more = {key: config[key] for key in takes.split() if key in ('stride', 'futures', 'fps', 'scale')}
+    if key == 'video':
+        more |= {'seed': seed, 'length': K} if futures else {'seed': seed}
     else:
-        write(out, lambda part: imageio.imwrite(part, np.concatenate([np.concatenate(list(c), 1) for c in clips])))
-    given, new = n_context or (model.cfg.history if states else model.cfg.n_context), length or (150 if states else 16)
-    print(f'{out}: {len(clips)} clips, {given} true frames, {new} dreamed; truth above, dream below')
+        more['chunk'] = told.get('chunk', 1)                         # 1: the exact sliding window
+    if kind == 'arms':
+        more['names'] = [os.path.basename(os.path.normpath(path)) for path in (versus, ckpt) if path]
+        more['versus'] = [checkpoint.load(versus, ema, which, device)[0]] if versus else []
+        for other in more['versus']:
+            fits(other.cfg, store)
+    getattr(states if key == 'state' else video, kind)(out, model, *clips, meta, **more)
+    print(f'{out}: {len(clips[1])} clips, {H} true frames, {K} dreamed')
