@@ -189,10 +189,10 @@ def make_cells(args, passed):
             same = points.setdefault(json.dumps([config[key] for key in args.axes]), flags)
             if same is not flags:
                 sys.exit(f'--grid: {",".join(same)} and {",".join(flags)} are one point; leave one of them out')
-            _, judged = resolve(EVAL, judge, judge_owners(config))
-            sha = ''
-            if config['dataset']:
-                sha = identity(read_meta(os.path.join(config['data_dir'], config['dataset'])))
+            how, judged = resolve(EVAL, judge, judge_owners(config))
+            sha = data_sha(config['data_dir'], config['dataset'])
+            if how.get('dataset'):                       # judged on other data than it trains on
+                judged['data_sha'] = data_sha(how.get('data_dir') or config['data_dir'], how['dataset'])
             text = json.dumps([changed, seed, sha, judged], sort_keys=True)
             commands = [[sys.executable, TRAIN, *train, f'--out_dir={folder}', '--resume=True'],
                         [sys.executable, EVAL, f'--ckpt={folder}', *judge, f'--out={folder}/eval.json']]
@@ -200,6 +200,11 @@ def make_cells(args, passed):
             look(cell, args.keep_sealed)
             cells.append(cell)
     return cells
+
+
+def data_sha(data_dir, dataset):
+    """What identifies the data, wherever they lie; '' for a training without any."""
+    return identity(read_meta(os.path.join(data_dir, dataset))) if dataset else ''
 
 
 def code_now(model):

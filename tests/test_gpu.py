@@ -1,5 +1,7 @@
-"""What only a GPU can show: python -m pytest -m gpu"""
+"""What only a GPU can show, for every model of the contract: python -m pytest -m gpu"""
 import copy
+import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,21 +9,56 @@ from conftest import run, script
 from safetensors.torch import load_file
 
 import checkpoint
+import contract
 import nanowm
+from bench import step as bench
+from bench import timing
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
-INJECTIONS = ('additive', 'adaln_fuse', 'adaln', 'film', 'cross_attention')
+DEVICE = 'cuda'
+MODELS = [name[:-3] for name in contract.model_files()]
+CASES = [(name, {}) for name in MODELS] + [('nanowm', {'injection': name}) for name in nanowm.INJECTIONS[1:]]
+every_case = pytest.mark.parametrize('name, over', CASES, ids=[''.join([n, *o.values()]) for n, o in CASES])
 
 
-def build(**over):
-    """A small NanoWM off its zero start, and a batch with t and noise, both on the GPU."""
+def build(name, over):
+    """A tiny model off its start, in eval mode, and a batch, both on the GPU."""
     torch.manual_seed(0)
-    model = nanowm.Model(nanowm.Config(**dict(height=16, width=16, depth=4, hidden=128, heads=4) | over))
-    with torch.no_grad():
-        for p in model.parameters(): p.add_(torch.randn_like(p) * 0.02)
-    batch = {'latent': torch.randn(4, 4, 4, 16, 16), 'noise': torch.randn(4, 4, 4, 16, 16),
-             'action': torch.randn(4, 4, 7), 't': torch.randint(1000, (4, 4))}
-    return model.cuda(), {key: value.cuda() for key, value in batch.items()}
+    M = contract.load(name)
+    cfg = replace(M.PRESETS['tiny'], **over)
+    model = timing.randomise(M.Model(cfg)).eval()
+    return model.to(DEVICE), timing.to(M.example(cfg, 4), DEVICE)
+
+
+@pytest.fixture
+def same_draws(monkeypatch):
+    """Random numbers are drawn on the CPU and copied, so that every device and precision draws the same ones."""
+    for name in ('rand', 'randn', 'randint', 'randperm', 'rand_like', 'randn_like', 'randint_like'):
+        real = getattr(torch, name)
+
+        @functools.wraps(real)
+        def draw(*args, real=real, device=None, generator=None, **kw):
+            like = args[0] if isinstance(args[0], torch.Tensor) else None
+            if like is None:
+                return real(*args, device='cpu', **kw).to(device or 'cpu')
+            return real(like.float().cpu(), *args[1:], **kw).to(device or like.device, like.dtype)
+        monkeypatch.setattr(torch, name, draw)
+
+
+def outputs(model, batch, half=False):
+    """What .net returned in a forward pass, and the loss."""
+    seen, real = [], model.net
+
+    def net(*args, **kw):
+        out = real(*args, **kw)
+        seen.append(out[0] if isinstance(out, tuple) else out)
+        return out
+    model.net = net
+    torch.manual_seed(1)
+    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled=half):
+        loss = model(batch)['loss'].item()
+    del model.net
+    return torch.cat([out.float().flatten().cpu() for out in seen]), loss
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +66,11 @@ def exact_matmuls():
     """train.py allows TF32 in this process; here float32 means float32."""
     flags = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [flag.allow_tf32 for flag in flags]
-    for flag in flags: flag.allow_tf32 = False
+    for flag in flags:
+        flag.allow_tf32 = False
     yield
-    for flag, value in zip(flags, before): flag.allow_tf32 = value
+    for flag, value in zip(flags, before):
+        flag.allow_tf32 = value
 
 
 @pytest.fixture
@@ -41,38 +80,76 @@ def on_cuda(tiny):
             '--val_every=3', '--max_steps=6', '--keep=0']
 
 
-@pytest.mark.parametrize('injection', INJECTIONS)
-def test_bf16_is_close_to_float32(injection):
-    model, batch = build(injection=injection)
-    with torch.no_grad():
-        full = model.net(batch['latent'], batch['t'], batch['action'])
-        with torch.autocast('cuda', torch.bfloat16): half = model.net(batch['latent'], batch['t'], batch['action'])
-    error = (half.float() - full).norm() / full.norm()
+@every_case
+def test_bf16_is_close_to_float32(same_draws, name, over):
+    model, batch = build(name, over)
+    (full, loss), (half, half_loss) = outputs(model, batch), outputs(model, batch, half=True)
+    error = (half - full).norm() / full.norm()
     assert 0 < error < 2e-2                                  # not 0: autocast was really on
+    assert abs(half_loss - loss) < 5e-2 * max(1, abs(loss))
 
 
-def test_cuda_and_cpu_agree():
-    model, batch = build()
-    out = model.net(batch['latent'], batch['t'], batch['action'])
-    cpu = copy.deepcopy(model).cpu()
-    theirs = cpu.net(*(batch[key].cpu() for key in ('latent', 't', 'action')))
-    assert (out.cpu() - theirs).abs().max() < 1e-4 * max(1, theirs.abs().max())
+@every_case
+def test_cuda_and_cpu_agree(same_draws, name, over):
+    model, batch = build(name, over)
+    ours, loss = outputs(model, batch)
+    theirs, their_loss = outputs(copy.deepcopy(model).cpu(), timing.to(batch, 'cpu'))
+    assert (ours - theirs).abs().max() < 1e-4 * max(1, theirs.abs().max())
+    assert abs(loss - their_loss) < 1e-4 * max(1, abs(loss))
 
 
-@pytest.mark.parametrize('injection', INJECTIONS)
-def test_compiles_without_graph_breaks(injection):
-    """fullgraph=True raises at a break; loss and gradients are the eager ones."""
+@every_case
+def test_compiles_without_graph_breaks(monkeypatch, name, over):
+    """fullgraph=True raises at a break; loss and gradients are the eager ones, under the same random numbers."""
+    import torch._inductor.config
+    monkeypatch.setattr(torch._inductor.config, 'fallback_random', True)
     torch._dynamo.reset()
-    eager, batch = build(injection=injection)
+    eager, batch = build(name, over)
     compiled = copy.deepcopy(eager)
     compiled.compile(fullgraph=True)
-    a, b = eager(batch)['loss'], compiled(batch)['loss']
-    assert abs(a.item() - b.item()) < 1e-4 * max(1, abs(a.item()))
-    a.backward()
-    b.backward()
-    for (key, p), q in zip(eager.named_parameters(), compiled.named_parameters()):
-        assert not key.startswith('_orig_mod') and q[0] == key
-        assert (p.grad - q[1].grad).abs().max() <= 1e-3 * max(1, p.grad.abs().max()), key
+    losses = []
+    for model in (eager, compiled):
+        model.train()
+        torch.manual_seed(1)
+        loss = model(batch)['loss']
+        loss.backward()
+        losses.append(loss.item())
+    assert abs(losses[0] - losses[1]) < 1e-4 * max(1, abs(losses[0]))
+    for (key, p), (other, q) in zip(eager.named_parameters(), compiled.named_parameters()):
+        assert key == other and not key.startswith('_orig_mod')
+        if p.grad is not None:
+            assert (p.grad - q.grad).abs().max() <= 1e-3 * max(1, p.grad.abs().max()), key
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_ways_to_step(name):
+    """bench/step.py --what=gpu: a graph is one launch, and fewer are left the more is compiled."""
+    M = contract.load(name)
+    clock = timing.Clock('cuda', 'bfloat16', reps=2)
+    rows = {row['mode']: row for row in bench.gpu_rows(M, M.PRESETS['tiny'], clock, bench.MODES, 4)}
+    assert rows['eager']['launches'] > rows['compiled']['launches'] > 1
+    assert all(row['memory_gib'] > 0 for row in rows.values())
+    if 'graph' in rows:                                      # a model whose step waits for the GPU has none
+        assert rows['graph']['launches'] == 1
+
+
+def test_a_replayed_step_is_a_step():
+    """The weights of arx5_gpt after a captured step are those of eager steps."""
+    M = contract.load('arx5_gpt')
+    clock = timing.Clock('cuda', 'float32')
+    torch.manual_seed(0)
+    model = M.Model(M.PRESETS['tiny']).cuda().train()
+    other = copy.deepcopy(model)
+    data = bench.example(M, model.cfg, clock, 4)
+    optimizer = model.configure_optimizers(timing.LR, timing.DECAY, timing.BETAS)
+    replay = bench.graphed(timing.train_step(model, data, clock, optimizer), optimizer)
+    step = timing.train_step(other, data, clock)
+    for _ in range(4):                                       # the graph was captured after three steps
+        step()
+    replay()
+    torch.cuda.synchronize()
+    for p, q in zip(model.parameters(), other.parameters()):
+        assert (p - q).abs().max() < 1e-4
 
 
 def test_resume_is_exact(on_cuda, tmp_path):

@@ -31,7 +31,11 @@ def sweep(monkeypatch):
     spec = importlib.util.spec_from_file_location('bench_sweep', 'bench/sweep.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = [signal.getsignal(number) for number in numbers]
+    yield module
+    for number, handler in zip(numbers, before):
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -48,8 +52,10 @@ def by_hand(line, shell=False):
     """Do what a line of --dry_run says; python inside this process, seconds cheaper, or all of it in a shell."""
     for part in [line] if shell else line.split(' && '):
         words = shlex.split(part)
-        if words[0] == sys.executable: script(*words[1:])        # script checks the exit status
-        else: subprocess.run(['sh', '-c', part], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        if words[0] == sys.executable:
+            script(*words[1:])                           # script checks the exit status
+        else:
+            subprocess.run(['sh', '-c', part], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def wait_until(condition, process, seconds=120):
@@ -81,7 +87,8 @@ def test_killed_and_started_again(sweep, config, tmp_path):
     assert not any(cell in said for cell in done)
 
     other = [command[0], f'--root={tmp_path}/lines', *command[2:]]       # the unbroken one
-    for line in script('bench/sweep.py', *other, '--dry_run')[0].splitlines(): by_hand(line)
+    for line in script('bench/sweep.py', *other, '--dry_run')[0].splitlines():
+        by_hand(line)
     script('bench/sweep.py', *other, '--table')
     assert script('bench/sweep.py', *other, '--dry_run')[0] == ''
     for name in ('table.md', 'table.csv'):
@@ -98,19 +105,19 @@ def test_stop_and_failure(sweep, config, tmp_path):
     wait_until(lambda: glob(f'{cell}/logs.json.txt') and os.path.getsize(f'{cell}/logs.json.txt') > 500, process)
     process.send_signal(signal.SIGTERM)
     said, errors = finish(process, code=1)
-    failed = 'seed1: nanowm.Config: depth = 3: blocks come in space/time pairs, make it even'
-    assert errors.splitlines()[0].endswith(failed) and 'depth=2' not in errors and 'Traceback' not in errors
-    assert errors.splitlines()[-1] == '0 of 2 cells are done; the same command goes on with the others'
+    failed = 'seed1 | failed: nanowm.Config: depth = 3: blocks come in space/time pairs, make it even'
+    assert failed in said and 'depth=2' not in said and '|---' not in said
+    assert errors == 'stopped; 0 of 2 cells are done; the same command goes on with the others\n'
     step = checkpoint.read(checkpoint.find(cell), 'meta.json')['step']
-    assert step > 0 and not glob(f'{cell}/*eval*') and not glob(f'{cell}/cell.json') and 'no table' in said
+    assert step > 0 and not glob(f'{cell}/*eval*') and not glob(f'{cell}/cell.json')
 
     said, errors = script('bench/sweep.py', *config, *command, '--max_steps=1000001', '--dry_run')
     assert said.count('\n') == 2 and 'mv ' not in said                   # a larger max_steps only goes on
     checkpoint.write_text(f'{cell}/eval.json', '{"psnr": 1}\n')          # nor does a seal make it trained
     more = [*config, *command, '--max_steps=1000000']
     unfinished = sweep.make_cells(*sweep.parse(more))[1]
-    checkpoint.write_text(unfinished.seal, json.dumps({'hash': unfinished.hash}))
-    assert not sweep.look(unfinished)
+    checkpoint.write_text(unfinished.seal, unfinished.seal_text())
+    assert not sweep.look(unfinished) and not unfinished.anew and not unfinished.again
 
     said, _ = script('bench/sweep.py', *config, '--grid=depth=2', *command[1:], f'--max_steps={step + 2}')
     assert checkpoint.read(checkpoint.find(cell), 'meta.json')['step'] == step + 2 and '(best) | - | ' in said
@@ -134,6 +141,8 @@ def test_what_makes_a_cell_start_anew(sweep, config, data_dir, tmp_path):
     assert look(f'--data_dir={tmp_path}').done                           # the same bytes elsewhere
     meta = tmp_path / 'tiny_pixels' / 'meta.json'
     meta.write_text(meta.read_text().replace('"command": "tests"', '"command": "another"'))
+    assert look(f'--data_dir={tmp_path}').done                           # nor does it matter how they were made
+    meta.write_text(meta.read_text().replace('"sha256": "', '"sha256": "0', 1))
     assert look(f'--data_dir={tmp_path}').anew.startswith('data_sha = ')
     cosine = [*config, *ASK, '--grid=lr_schedule=cosine']
     by_hand(sweep.shell(sweep.make_cells(*sweep.parse(cosine))[0]))
@@ -156,7 +165,8 @@ def test_what_makes_a_cell_start_anew(sweep, config, data_dir, tmp_path):
     os.rename(step, f'{tmp_path}/away')
     assert look().done and not look('--lr=1e-2').done                    # numbers outlive deleted checkpoints
     os.rename(f'{tmp_path}/away', step)
-    with open(f'{cell.folder}/eval.json', 'r+') as f: f.truncate(20)
+    with open(f'{cell.folder}/eval.json', 'r+') as f:
+        f.truncate(20)
     assert not look().done
 
 
@@ -165,11 +175,15 @@ def fake(sweep, config, axes, scores, *flags):
     argv = [*config, *(f'--grid={axis}' for axis in axes), '--metric=a.b', '--metric=c', *flags]
     for cell, score in zip(sweep.make_cells(*sweep.parse(argv)), scores, strict=True):
         os.makedirs(cell.folder, exist_ok=True)
-        if score is None: continue
-        checkpoint.write_text(f'{cell.folder}/eval.json', json.dumps({'a': {'b': score, 'd': 'x'}, 'c': 1, 'e': [2]}))
-        checkpoint.write_text(cell.seal, json.dumps({'hash': cell.hash}))
-    try: sweep.main([*argv, '--table'])
-    except SystemExit as stop: return str(stop.code)
+        if score is None:
+            continue
+        result = {'a': {'b': score, 'd': 'x'}, 'c': 1, 'e': [2]}
+        checkpoint.write_text(f'{cell.folder}/eval.json', json.dumps(result))
+        checkpoint.write_text(cell.seal, cell.seal_text())
+    try:
+        sweep.main([*argv, '--table'])
+    except SystemExit as stop:
+        return str(stop.code)
     return ''
 
 
@@ -224,9 +238,75 @@ def test_quantiles_and_heat_map_orientation(sweep, tmp_path):
     try:
         args = argparse.Namespace(axes={'lr': ['a', 'b'], 'depth': ['1', '2', '3']}, metric=['psnr'], mode='max')
         sweep.heat_map(f'{tmp_path}/x.png', args, [1, 2, None, 4, 5, 6], 5)
-    finally: figure.Figure.savefig = real
+    finally:
+        figure.Figure.savefig = real
     image = seen[0].images[0].get_array().filled(-1)
     assert image.tolist() == [[1, 2, -1], [4, 5, 6]] and (seen[0].get_xlabel(), seen[0].get_ylabel()) == ('depth', 'lr')
+
+
+@pytest.mark.parametrize('flags, line', [
+    (['--grid=lr=1e-3,0.001'], '--grid: lr=1e-3 and lr=0.001 are one point; leave one of them out'),
+    (['--grid=lr=1e-3,2e-3', '--grid=depth=2,4,02'], "depth wants int like 12, got str '02' (--depth)"),
+    (['--root={tmp}/file'], '--root={tmp}/file: {tmp}/file/'),
+    (['--root=/proc/nowhere'], '--root=/proc/nowhere: ')])
+def test_what_cannot_be_run_gets_one_line(config, tmp_path, flags, line):
+    (tmp_path / 'file').write_text('a file')
+    flags = [flag.replace('{tmp}', str(tmp_path)) for flag in flags]
+    with pytest.raises(AssertionError) as caught:            # script wants another exit status than the one it gets
+        script('bench/sweep.py', *config, *ASK, *flags, code=99)
+    ended, errors = str(caught.value).split('\n', 1)
+    assert ended in ('exit 1, wanted 99', 'exit 2, wanted 99')
+    assert errors.strip().startswith(line.replace('{tmp}', str(tmp_path))) and errors.strip().count('\n') == 0
+    assert not os.path.exists(tmp_path / 'sweep')
+
+
+def test_an_unknown_metric_ends_the_sweep_after_one_cell(config, tmp_path):
+    """One line with the names that there are; the other cells do not train. The next time it is known before."""
+    command = ['bench/sweep.py', *config, '--grid=lr=1e-3,1e-2', '--seeds=2', '--metric=psnrr', '--mode=max',
+               '--eval=n_clips=4', '--eval=sample_steps=2']
+    said, errors = script(*command, code=1)
+    assert errors.startswith("no metric 'psnrr' in eval.json; there is: ") and errors.count('\n') == 1
+    assert ' psnr, ' in errors and len(glob(f'{tmp_path}/sweep/*/*/*/eval.json')) == 1
+    assert len(glob(f'{tmp_path}/sweep/*/*/*/latest')) == 1
+    result = json.load(open(glob(f'{tmp_path}/sweep/*/*/*/eval.json')[0]))
+    assert result['sampling_keys'] == {'sample_steps': 2}
+    assert script(*command, code=1) == ('', errors)
+    assert len(glob(f'{tmp_path}/sweep/*/*/*/latest')) == 1
+
+
+def test_other_code_unseals_a_cell(sweep, config, tmp_path, capsys):
+    """Code that trains: anew. Code that judges: judged again. A line says why; --keep_sealed takes them as they are."""
+    argv = [*config, *ASK]
+
+    def look(*flags):
+        return sweep.make_cells(*sweep.parse([*argv, *flags]))[0]
+    by_hand(sweep.shell(look()))
+    cell = look()
+    assert cell.done and {'train.py', 'data/loader.py', 'nanowm.py'} == set(cell.code['train'])
+    assert {'eval.py', 'metrics.py', 'protocols/video.py', 'protocols/common.py'} <= set(cell.code['judge'])
+    for name in {**cell.code['train'], **cell.code['judge']}:
+        assert os.path.isfile(os.path.join(ROOT, name)), name
+    whole = open(cell.seal).read()
+    for part, name, key in (('train', 'nanowm.py', 'anew'), ('judge', 'protocols/video.py', 'again')):
+        seal = json.loads(whole)
+        seal[part][name] = '0' * 16
+        checkpoint.write_text(cell.seal, json.dumps(seal))
+        other = look()
+        assert not other.done and getattr(other, key) == f'{name} changed since'
+        assert sweep.shell(other).startswith('mv ' if key == 'anew' else 'rm -f ')
+        assert look('--keep_sealed').done and not look('--keep_sealed', '--lr=1e-2').done
+    shutil.rmtree(cell.aside, ignore_errors=True)
+    args, passed = sweep.parse(argv)
+    assert not sweep.run_cells(sweep.make_cells(args, passed), args)     # judged again, not trained again
+    said = capsys.readouterr().out
+    assert f'{cell.folder}: protocols/video.py changed since: is judged again' in said and look().done
+    assert 'nothing to do' in open(f'{cell.folder}/log.txt').read() and not os.path.exists(cell.aside)
+
+    step = checkpoint.find(cell.folder)                      # stopped half-way: no seal, but the checkpoint knows
+    os.remove(cell.seal)
+    meta = checkpoint.read(step, 'meta.json')
+    checkpoint.write_text(f'{step}/meta.json', json.dumps(meta | {'model_sha': 'another'}))
+    assert look().anew == 'nanowm.py changed since' and not look('--keep_sealed').anew
 
 
 @pytest.mark.parametrize('flags, words', [
@@ -238,6 +318,8 @@ def test_quantiles_and_heat_map_orientation(sweep, tmp_path):
     (['--eval=out=x'], 'out=x: the sweep sets out'), (['--grid=lr=1,2', '--lr=3'], '--lr=3: is an axis of the grid'),
     (['--grid=lr=1,1'], '--grid lr=1,1: want KEY=A,B'), (['--grid=lr=1,2', '--grid=lr=3'], '--grid lr=1,2: want KEY'),
     (['--grid=lr'], '--grid lr: want KEY=A,B'), (['--jobs=0'], '--jobs 0: at least 1'),
+    (['--eval=protocol=plan'], "protocol = 'plan': nanowm understands video, loss"),
+    (['--eval=n_samples=3'], "unknown key 'n_samples' (--n_samples)"),           # a key of another protocol
     (['--dataset=nosuch'], 'nosuch/meta.json not found')])
 def test_a_typo_starts_nothing(config, tmp_path, flags, words):
     _, errors = script('bench/sweep.py', *config, *ASK, *flags, code=2)
