@@ -1,0 +1,200 @@
+"""
+Does a world model know what happens next? Predict `horizon` frames after `n_context` true ones; score only
+those, against the raw frames of the val split.
+
+    psnr, ssim      mean over frames (the published definition); *_copy, *_shuffled: the two other predictors
+    psnr_moving     10 log10(1 / MSE), MSE pooled over the frames that differ from the last context frame,
+                    unrounded; still frames would drown the rest, because copying scores 80 dB on them; None
+                    if nothing moves
+    gain_*          psnr_moving minus that of the other predictor, in dB
+    *_ci            95 % interval, bootstrap over episodes
+    curve           psnr_moving of all three predictors, and the share of moving frames, for each predicted
+                    step
+
+The two other predictors: `copy` repeats the last context frame; `shuffled` is the model itself under the
+actions of another clip, with the same noise. A model that does not beat the latter has not learned what
+actions do.
+"""
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data.loader import Store
+from metrics import bootstrap, psnr, ssim
+from protocols import common
+
+HINT = 'horizon, n_context'
+
+
+@dataclass
+class Keys:
+    n_clips: int = 512            # fixed windows of the val split, drawn by seed; at least 2
+    n_context: int = 0            # true frames given; 0 = the model's n_context
+    horizon: int = 0              # frames to predict; 0 = num_frames - n_context; for more, windows slide
+    batch_size: int = 64          # clips per forward
+    seed: int = 42                # of clips, noise and bootstrap
+
+
+def mse(pred, target):
+    """Mean squared error of each frame. (..., H, W, C) -> (...)"""
+    return (pred - target).square().flatten(-3).mean(-1)
+
+
+PREDICTORS = ('', '_copy', '_shuffled')                      # suffixes; '' is the model
+FRAME_SCORES = {'mse': mse, 'psnr': psnr, 'ssim': ssim}      # name: (pred, target) (B, K, H, W, C) -> (B, K)
+# Scores of whole sets of frames (FID, FVD): name: (features, score). features(frames (B, K, H, W, C)) ->
+# (rows, D) numpy; score(features of predictions, features of truth) -> number. They have no rows, hence no
+# bootstrap.
+SET_SCORES = {}
+
+
+def lengths(cfg, keys, M):
+    """-> frames given, frames predicted, raw frames per model frame, new frames per window of the model."""
+    k = getattr(cfg, 'frame_skip', 1)
+    num_frames = len(M.windows(cfg)['video'])
+    n_context = keys.n_context or getattr(cfg, 'n_context', 1)
+    horizon = keys.horizon or num_frames - n_context
+    if horizon < 1:
+        sys.exit(f'video protocol: n_context = {n_context} leaves none of num_frames = {num_frames} to '
+                 'predict; set --horizon')
+    one_window = n_context + horizon <= num_frames           # then all together, as in training
+    return n_context, horizon, k, horizon if one_window else 1
+
+
+def windows(cfg, keys, M):
+    """The frames of one clip; refuses keys that make no sense."""
+    common.at_least('video', keys, n_clips=2, n_context=0, horizon=0, batch_size=1, seed=0)
+    kind = getattr(cfg, 'input', 'video')
+    if kind != 'video':
+        sys.exit(f'video protocol: this model dreams {kind}s; decoding them to pixels needs vae.py, which is '
+                 'not there yet')
+    n_context, horizon, k, _ = lengths(cfg, keys, M)
+    length = n_context + horizon
+    return {'video': range(0, length * k, k), 'action': range(0, (length - 1) * k)}
+
+
+@torch.no_grad()
+def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
+    """Batches are dealt out to the ranks; the result does not depend on how many there are."""
+    cfg, M = model.cfg, common.file_of(model)
+    store = Store(folder, 'val', windows(cfg, keys, M), hint=HINT)
+    common.fits(cfg, store)
+    n_context, horizon, _, stride = lengths(cfg, keys, M)
+    rng = np.random.default_rng(keys.seed)
+    ids = common.draw(store, keys.n_clips, rng)
+    if len(ids) < 2:
+        sys.exit(f'{folder}/val holds one window of {len(store.windows["action"]) + 1} frames; to shuffle '
+                 'actions takes two')
+    cycle = rng.permutation(len(ids))        # clip cycle[i] gets the actions of cycle[i+1], so none its own
+    donor = np.empty_like(ids)
+    donor[cycle] = ids[np.roll(cycle, -1)]
+
+    rows = []
+    for i, own in common.share(ids, keys.batch_size, rank, world, 'eval video', quiet):
+        clips, others = store.windows_at(own), store.windows_at(donor[i:i + keys.batch_size])
+        given, guesses, truth = imagine(model, clips, others, n_context, stride, keys.seed * 1_000_003 + i)
+        rows.append((i, columns(given, guesses, truth), features(guesses, truth)))
+    rows = sorted(common.gather(rows, world), key=lambda row: row[0])
+    frames = {name: np.concatenate([row[1][name] for row in rows]) for name in rows[0][1]}
+    result = summary(frames, store.locate(ids)[0], keys.seed) | set_scores([row[2] for row in rows])
+    told = {key: getattr(cfg, key) for key in ('sample_steps', 'sampling') if hasattr(cfg, key)}
+    return common.plain(result | dict(n_clips=len(ids), n_context=n_context, horizon=horizon,
+                                      batch_size=keys.batch_size, seed=keys.seed) | told)
+
+
+def imagine(model, clips, others, n_context, stride, seed):
+    """
+    clips and others: batches; others lend their actions only. -> in [0, 1]: the last context frame (B, 1, H,
+    W, C), {suffix: predicted frames (B, K, H, W, C)}, the true ones.
+    """
+    device = common.device_of(model)
+    truth = clips['video'].to(device)                        # (B, length, H, W, C) uint8
+    own, wrong = (batch['action'].to(device).view(*truth.shape[:1], truth.shape[1] - 1, -1)
+                  for batch in (clips, others))              # (B, length - 1, k*A)
+    context = {'video': truth[:, :n_context], 'action': own[:, :n_context - 1]}
+    future = torch.stack([own, wrong], 1)[:, :, n_context - 1:]                          # (B, 2, K, k*A)
+    options = {'stride': stride, 'generator': torch.Generator(device).manual_seed(seed)}
+    options = {name: value for name, value in options.items() if common.takes(model.rollout, name)}
+    dream = model.rollout(context, future, **options)['video'] / 255                     # (B, 2, K, H, W, C)
+    last, truth = truth[:, n_context - 1:n_context] / 255, truth[:, n_context:] / 255
+    return last, dict(zip(PREDICTORS, (dream[:, 0], last.expand_as(truth), dream[:, 1]))), truth
+
+
+def columns(last, guesses, truth):
+    """
+    What we keep of each predicted frame: {name: (B, K)}; `moving` is 1 where it differs from the last one
+    given.
+    """
+    table = {'moving': (truth != last).flatten(2).any(2).float()}
+    for who, guess in guesses.items():
+        for name, score in FRAME_SCORES.items():
+            table[name + who] = score(guess, truth)
+    return {name: column.double().cpu().numpy() for name, column in table.items()}
+
+
+def features(guesses, truth):
+    """What the scores of whole sets keep of a batch: {name: {suffix or 'truth': (rows, D)}}."""
+    everybody = guesses | {'truth': truth}
+    return {name: {who: extract(frames) for who, frames in everybody.items()}
+            for name, (extract, _) in SET_SCORES.items()}
+
+
+def set_scores(batches):
+    """batches: what `features` made of each. -> {name + suffix: number}"""
+    result = {}
+    for name, (_, score) in SET_SCORES.items():
+        sets = {who: np.concatenate([batch[name][who] for batch in batches])
+                for who in (*PREDICTORS, 'truth')}
+        result |= {name + who: score(sets[who], sets['truth']) for who in PREDICTORS}
+    return result
+
+
+def pooled(frames, who, clips, steps=slice(None)):
+    """dB of the squared error, pooled over the moving frames among these clips and steps."""
+    moving = frames['moving'][clips, steps]
+    error = (frames['mse' + who][clips, steps] * moving).sum()
+    return -10 * np.log10(max(error / moving.sum(), 1e-8)) if moving.any() else np.nan
+
+
+def statistics(frames, clips):
+    """{name: number} over these clips."""
+    result = {}
+    for who in PREDICTORS:
+        for name in FRAME_SCORES:
+            if name != 'mse':                                # a mean over still frames too would say little
+                result[name + who] = frames[name + who][clips].mean()
+        result['psnr_moving' + who] = pooled(frames, who, clips)
+    for who in PREDICTORS[1:]:
+        result['gain_over' + who] = result['psnr_moving'] - result['psnr_moving' + who]
+    return result
+
+
+def summary(frames, episode, seed):
+    """frames: what `columns` gives, {name: (clips, K)}; episode (clips,). -> numbers, intervals, curves"""
+    every = np.arange(len(episode))
+    result = statistics(frames, every)
+
+    def numbers(clips):
+        return np.array(list(statistics(frames, clips).values()))
+    low, high = bootstrap(every, episode, numbers, seed=seed)
+    for i, name in enumerate(list(result)):
+        result[name + '_ci'] = [low[i], high[i]]
+    steps = range(frames['moving'].shape[1])
+    curve = {who.strip('_') or 'model': [pooled(frames, who, every, slice(h, h + 1)) for h in steps]
+             for who in PREDICTORS}
+    curve['moving'] = [frames['moving'][:, h].mean() for h in steps]
+    return result | dict(curve=curve, n_moving=int(frames['moving'].sum()),
+                         n_episodes=len(set(episode.tolist())))
+
+
+def show(result):
+    """psnr_moving of the three predictors, in dB, and what the model gains over the other two."""
+    print('PSNR of the frames that move, dB, and its 95 % interval over episodes', file=sys.stderr)
+    rows = {'model': 'psnr_moving', 'copy': 'psnr_moving_copy', 'shuffled': 'psnr_moving_shuffled',
+            'gain over copy': 'gain_over_copy', 'gain over shuffled': 'gain_over_shuffled'}
+    for title, key in rows.items():
+        cells = [result[key], *result[key + '_ci']]
+        value, low, high = ('-' if x is None else f'{x:.2f}' for x in cells)
+        print(f'{title:>20} {value:>7} ({low} to {high})', file=sys.stderr)
