@@ -62,6 +62,7 @@ def save(out_dir, step, weights, ema, state, meta, best=False, keep=3, keep_ever
     tmp, final = os.path.join(out_dir, 'tmp.' + name), os.path.join(out_dir, name)
     files = {'model': weights} | ({'ema': ema} if ema else {})
     try:
+        os.makedirs(out_dir, exist_ok=True)
         for left in os.listdir(out_dir):  # left behind by a kill, ours or an earlier one
             if left.startswith('tmp.step_'):
                 shutil.rmtree(os.path.join(out_dir, left), ignore_errors=True)
@@ -265,7 +266,7 @@ def load_optimizer(model, optimizer, state, source):
     """
     try:
         there = {name: (i, shape) for i, (name, shape) in enumerate(state['params'])}
-        moments = state['state']
+        moments = dict(state['state'].items())
         ours = named_parameters(model, optimizer)
         differ = [name for name, shape in ours if there.get(name, (0, None))[1] != shape]
         if differ or len(there) != len(ours):
