@@ -3,6 +3,8 @@ Statistics of the training split, by which models normalise; data/writer.py keep
 
 Padding is no data and never enters. Sums are in float64: float32 loses digits over millions of rows.
 """
+import sys
+
 import numpy as np
 
 
@@ -39,6 +41,8 @@ def all_statistics(folder, like, q_index, binary, padded):
             rows = np.load(folder / f'{key}.npy')
             if key in padded:
                 rows = np.delete(rows, spans[:, 1] - 1, axis=0)
+            if len(rows) == 0:
+                sys.exit(f'no {key} of the train split is real: all its episodes have one frame; want longer ones')
             stats[key] = statistics(rows, binary.get(key))
     if {'state', 'action'} <= like.keys():
         state, action = (np.load(folder / f'{key}.npy') for key in ('state', 'action'))
