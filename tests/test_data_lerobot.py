@@ -1,13 +1,16 @@
 """data/lerobot: v2 and v3 trees land number by number, the real set too; what is wrong with a set takes one line."""
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, SHARED, script
 
+from data import writer
 from data.lerobot import prepare as lerobot
 from data.lerobot import reader
 
@@ -229,6 +232,19 @@ BAD = {     # name: (what is done to the good tree, flags, what the line says)
     'outside': (lambda s: 0, ['--group=arm=0-4:rad'], '--group=arm=0-4:rad: the state has the entries 0-3'),
     'twice': (lambda s: 0, ['--group=arm=0-2:rad', '--group=hand=2-3'], '--group=hand=2-3: entries [2] are in twice'),
     'name': (lambda s: 0, ['--group=arm=0', '--group=arm=1'], 'there is a group arm already'),
+    'binary': (lambda s: (s / 'meta' / 'info.json').write_bytes(b'\xff\x00'), [], 'info.json is damaged'),
+    'a list': (lambda s: (s / 'meta' / 'info.json').write_text('[]'), [], 'it holds a list, no object'),
+    'lines': (lambda s: (s / 'meta' / 'episodes.jsonl').write_text('3'), [], 'it holds a int, no object'),
+    'chunks': (lambda s: inform(s, chunks_size=0), [], 'chunks_size is 0; want a whole number, 1 or more'),
+    'chunks text': (lambda s: inform(s, chunks_size='4'), [], "chunks_size is '4'; want a whole number"),
+    'total': (lambda s: inform(s, total_episodes=2.5), [], 'total_episodes is 2.5; want a whole number'),
+    'too many': (lambda s: inform(s, total_episodes=10**12), [], 'counts 1000000000000 episodes'),
+    'pattern': (lambda s: inform(s, data_path='data/{0}'), [], "data_path = 'data/{0}' cannot be filled in"),
+    'pattern number': (lambda s: inform(s, data_path=7), [], 'data_path = 7 cannot be filled in'),
+    'features': (lambda s: inform(s, features=[1]), [], 'features are no objects'),
+    'shape': (lambda s: inform(s, features={'observation.state': {'dtype': 'float32'}}), [],
+              'observation.state has shape None per frame'),
+    'speed': (lambda s: inform(s, fps='fast'), [], "info: fps = 'fast': want frames per second, above 0"),
     'q_index': (lambda s: 0, ['--q_index=0-1'], '--q_index=0-1: 2 entries for 3 actions'),
     'q_index state': (lambda s: 0, ['--q_index=2-4'], '--q_index=2-4: the state has the entries 0-3')}
 
@@ -241,6 +257,39 @@ def test_bad_input_is_one_line(tmp_path, name):
     _, err = prepare(src, tmp_path / 'out', '--val=1-2', *flags, code=1)
     line = [x for x in err.splitlines() if says in x]
     assert len(line) == 1 and 'Traceback' not in err and not (tmp_path / 'out').exists(), err
+
+
+def test_files_that_may_not_be_read(tmp_path, monkeypatch):
+    """Root may read everything, so we say no in its place."""
+    src = v2(tmp_path / 'src')
+
+    def deny(path, *_, **__): raise PermissionError(13, 'Permission denied', str(path))
+    monkeypatch.setattr(Path, 'read_text', deny)
+    assert 'info.json: Permission denied; --src wants' in prepare(src, tmp_path / 'out', code=1)[1]
+    monkeypatch.undo()
+    monkeypatch.setattr(pq, 'read_table', deny)
+    _, err = prepare(src, tmp_path / 'out', code=1)
+    assert 'episode_000000.parquet cannot be read' in err and 'Traceback' not in err
+
+
+def test_shards_of_other_files_are_not_used(tmp_path, monkeypatch):
+    """Stopped, then one source file is fetched anew: nothing of the run before may stay."""
+    src = v2(tmp_path / 'src')
+    with monkeypatch.context() as m:
+        m.setattr(writer, 'assemble', lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        assert 'stopped' in prepare(src, tmp_path / 'out', '--val=0', code=1)[1]
+    before = {p.parent.name for p in (tmp_path / 'out.tmp').rglob('*.npz')}
+    assert len(before) == 1
+    save(table(2, EPISODES[2][0] + 1), src / THIRD)
+    prepare(src, tmp_path / 'out', '--val=0')
+    rows = np.load(tmp_path / 'out' / 'train' / 'state.npy')[8:17]
+    assert np.array_equal(rows, EPISODES[2][0] + 1)
+
+
+def test_no_path_of_this_machine(tmp_path):
+    prepare(v2(tmp_path / 'src'), tmp_path / 'out', '--val=0')
+    assert str(tmp_path) not in (tmp_path / 'out' / 'meta.json').read_text()
+    assert ' --src=src ' in meta_of(tmp_path / 'out')['command']
 
 
 def test_bad_v3(tmp_path):

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import script
 
 from data.minihack import env as nethack
 from data.minihack import prepare as minihack
@@ -156,6 +157,16 @@ def test_routes():
     assert (0, 0) not in nethack.routes(blocked, (0, 2), avoid={(0, 1)})  # not over the staircase
     assert nethack.routes(blocked, (0, 1), avoid={(0, 1)})[0, 0] == 1     # but to it
     assert nethack.routes(ascii_world('. .'), (0, 0)).keys() == {(0, 0)}  # and not through rock
+
+
+@pytest.mark.parametrize('flag, says', [
+    ('--moves=0', '--moves=0: want 1 or more'), ('--moves=-1', '--moves=-1: want 1 or more'),
+    ('--crop=0', '--crop=0: want 1 or more'), ('--crop=-7', '--crop=-7: want 1 or more'),
+    ('--crop=8', '--crop=8: the agent is in the middle tile; use an odd number'),
+    ('--episodes=-3', '--episodes=-3: want 1 or more'), ('--seed=-1', '--seed=-1: want a number from 0')])
+def test_bad_flags_are_one_line(tmp_path, flag, says):
+    out, err = script('data/minihack/prepare.py', f'--out={tmp_path}/m', flag, code=1)
+    assert err.startswith(says) and err.count('\n') == 1 and not out and not list(tmp_path.iterdir())
 
 
 def test_command(tmp_path, episodes):

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import script
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +109,22 @@ def test_pictures_show_the_state(episodes):
 def test_frames_move(episodes):
     moved = np.concatenate([(e['video'][1:] != e['video'][:-1]).any((1, 2, 3)) for e in episodes])
     assert moved.mean() > 0.95
+
+
+@pytest.mark.parametrize('flag, says', [
+    ('--frames=0', '--frames=0: want 2 or more'), ('--frames=1', '--frames=1: want 2 or more'),
+    ('--frames=-1', '--frames=-1: want 2 or more'), ('--episodes=-3', '--episodes=-3: want 1 or more'),
+    ('--episodes=0', '--episodes=0: want 1 or more'), ('--seed=-1', '--seed=-1: want a number from 0'),
+    ('--workers=0', '--workers=0: want 1 or more'), ('--limit=-2', '--limit=-2: want 1 or more, or 0'),
+    ('--val=some', '--val=some: want a share')])
+def test_bad_flags_are_one_line(tmp_path, flag, says):
+    out, err = script('data/wall/prepare.py', f'--out={tmp_path}/w', flag, code=1)
+    assert err.startswith(says) and err.count('\n') == 1 and not out and not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_the_code_is_no_place_for_data():
+    _, err = script('data/wall/prepare.py', '--out=data/wall', code=1)
+    assert 'holds code (prepare.py)' in err and 'data/wall_<variant>' in err and 'delete' not in err
 
 
 def test_command(tmp_path, episodes):

@@ -1,4 +1,4 @@
-"""Store and Prefetch: windows keep to their episode, batches are functions of (seed, step), damage is one line."""
+"""Store and Prefetch: windows keep to their episode, batches depend on (seed, step), damage is one line."""
 import copy
 import json
 import os

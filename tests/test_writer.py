@@ -252,8 +252,8 @@ def test_bad_places_are_refused(tmp_path, monkeypatch):
                         ('file', 'is there already, and no data set that we made'),
                         ('link', 'is there already, and no data set that we made'),
                         ('odd', 'is there already, and no data set that we made'),
-                        ('clips', 'this folder holds code (prepare.py), a data folder never does; choose another '
-                                  'name, like data/clips_<variant>'),
+                        ('clips', 'this folder holds code (prepare.py), a data folder never does; choose '
+                                  'another name, like data/clips_<variant>'),
                         ('..', 'want the name of a new folder')):
         refused(tmp_path, words, out=tmp_path / name)
     for name in '', '/', '.':
