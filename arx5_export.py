@@ -21,8 +21,8 @@ import sys
 
 import torch
 
+import arx5_gpt
 import checkpoint
-from arx5_gpt import Config, Model, is_matrix
 
 LABELS = {                        # (action_repr, state_pred) of the published runs
     ('absolute', 'absolute'): 'cfgA',
@@ -59,8 +59,9 @@ def params(model, meta):
     for e in range(cfg.members):
         for key, value in model.member(e).items():
             weights[f'members.{e}.{key}'] = value.contiguous()
-    # in the order of the run's meta.json, because the hash of a run must outlive a rearranged Config
-    arguments = {key: getattr(cfg, key) for key in meta['model_config']}
+    # As saved, not as the Config is today, because the hash of a run is to stay. Interned, because pickle writes
+    # a key that `config` shares as a reference, and whether it does depends on the reader of meta.json.
+    arguments = {sys.intern(key): value for key, value in meta['model_config'].items()}
     loss = meta['metrics'].get('val/loss')               # summed over members; published per member
     return labels(cfg) | {
         'model_state_dict': weights,
@@ -107,8 +108,9 @@ def load(src, **over):
             sys.exit(f'{src}: normalization_stats.json says {key} = {stats.get(key)}, params.pt says '
                      f'{saved[key]}; they belong to different checkpoints')
     try:
-        model = Model(Config(**saved['model_args'] | over))
-    except (TypeError, ValueError) as error:             # a field that came or went since, a wrong value
+        model_args = checkpoint.plain_config(saved['model_args'], arx5_gpt)      # lists -> tuples
+        model = arx5_gpt.Model(arx5_gpt.Config(**model_args | over))
+    except (TypeError, ValueError, AttributeError) as error:     # a field that came or went, a wrong value
         sys.exit(f'{file} does not fit arx5_gpt.py: {error}')
     fill_statistics(model, stats, f'{src}/params/normalization_stats.json')
     for e in range(model.cfg.members):
@@ -154,7 +156,7 @@ def load_member(model, e, weights):
                  'the weights belong to another Config')
     for key, p in model.named_parameters():
         value = weights[key].to(p)
-        p.data[e] = (value.T if is_matrix(key) else value).view(p.data[e].shape)
+        p.data[e] = (value.T if arx5_gpt.is_matrix(key) else value).view(p.data[e].shape)
 
 
 if __name__ == '__main__':

@@ -339,6 +339,12 @@ def test_data_without_a_pose_to_reach(meta, episodes, key, value, words):
     assert '\n' not in str(stop.value)
 
 
+def test_data_of_another_robot(meta):
+    start = {'state': torch.zeros(2, H, 5), 'action': torch.zeros(2, H - 1, 3)}
+    with pytest.raises(SystemExit, match='^this arm has 14 states and 7 actions, the data have 5 and 3; '):
+        arx5.Task(meta, start, torch.zeros(2, 5), horizon=K, knots=2)
+
+
 # ---- pictures ----
 
 def test_pictures_show_the_pose(episodes):

@@ -841,7 +841,7 @@ def test_export_and_back(run, exported):
         'cfgD', 'delta', 'delta')
     assert params['best_val_loss'] == pytest.approx(meta['metrics']['val/loss'] / 2)
     assert params['best_step'] == params['global_step'] == meta['step']
-    assert params['model_args'] == vars(model.cfg) and params['model_args']['history'] == 8
+    assert params['model_args'] == meta['model_config'] and params['model_args']['history'] == 8
     for i in range(2):
         weights = {k[10:]: v for k, v in params['model_state_dict'].items() if k.startswith(f'members.{i}.')}
         Plain(model.cfg).load_state_dict(weights)
@@ -849,7 +849,7 @@ def test_export_and_back(run, exported):
     stats = json.load(open(f'{folder}/params/normalization_stats.json'))
     assert stats['dt'] == 0.05 and stats['history'] == 8 and stats['state_mean'] == model.state_mean.tolist()
     again = Model.from_pretrained(folder)
-    assert not again.training
+    assert not again.training and again.cfg == model.cfg
     x = torch.randn(2, 2, 8, 7)
     assert torch.equal(again.net(x), model.net(x))
     context, action = {'state': torch.randn(1, 5, 5), 'action': torch.randn(1, 4, 2)}, torch.randn(1, 2, 9, 2)
@@ -929,6 +929,7 @@ def test_export_leaves_nothing_half_written(run, tmp_path, monkeypatch):
      'says action_representation = absolute, params.pt says delta; they belong to different checkpoints'),
     (lambda p, s: s.pop('state_prediction_mode'), 'says state_prediction_mode = None, params.pt says delta'),
     (lambda p, s: p.pop('model_args'), 'params.pt lacks model_args: not written by arx5_export.py'),
+    (lambda p, s: p.update(model_args=[1, 2]), 'params.pt does not fit arx5_gpt.py'),
     (lambda p, s: p['model_state_dict'].pop('members.1.head.bias'), 'member 1: head.bias is missing'),
     (lambda p, s: p['model_args'].update(hidden=8), 'the weights belong to another Config'),
     (lambda p, s: p['model_args'].update(heads=3), 'does not fit arx5_gpt.py: hidden = 16: must be a'),

@@ -220,6 +220,10 @@ class Task:
     """
 
     def __init__(self, meta, start, goal_state, horizon, knots):
+        sizes = goal_state.shape[1], start['action'].shape[2]
+        if sizes != (14, 7):
+            sys.exit(f'this arm has 14 states and 7 actions, the data have {sizes[0]} and {sizes[1]}; the '
+                     'env in their meta.json is not theirs')
         self.joints, self.in_rad = judged(meta)
         self.horizon = horizon
         self.goal = goal_state[:, self.joints].float()                               # (B, A)
