@@ -1,4 +1,4 @@
-"""data/lerobot: v2 and v3 trees land number by number, the real set too; what is wrong with a set takes one line."""
+"""data/lerobot: v2 and v3 trees land number by number, the real set too; what is wrong is one line."""
 import json
 import os
 import signal
@@ -21,7 +21,8 @@ PREPARE = 'data/lerobot/prepare.py'
 G1 = os.path.join(SHARED, 'data', 'g1_lerobot')
 LENGTHS = 5, 3, 9, 4, 6, 2
 rng = np.random.default_rng(0)
-EPISODES = [(rng.normal(size=(T, 4)).astype(np.float32), rng.normal(size=(T, 3)).astype(np.float32)) for T in LENGTHS]
+EPISODES = [(rng.normal(size=(T, 4)).astype(np.float32), rng.normal(size=(T, 3)).astype(np.float32))
+            for T in LENGTHS]
 V2 = 'data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet'
 V3 = 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
 
@@ -29,10 +30,13 @@ V3 = 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
 def rows(i, state, action, kind='fixed'):
     """Episode i as a table; its columns of numbers as fixed-size lists, plain lists or lists of doubles."""
     value = pa.float64() if kind == 'double' else pa.float32()
-    column = lambda x: pa.array(x.tolist(), pa.list_(value, x.shape[1]) if kind == 'fixed' else pa.list_(value))
     T = len(state)
+
+    def column(x):
+        return pa.array(x.tolist(), pa.list_(value, x.shape[1]) if kind == 'fixed' else pa.list_(value))
     return pa.table({'observation.state': column(state), 'action': column(action),
-                     'timestamp': pa.array(np.arange(T, dtype=np.float32)), 'frame_index': pa.array(np.arange(T)),
+                     'timestamp': pa.array(np.arange(T, dtype=np.float32)),
+                     'frame_index': pa.array(np.arange(T)),
                      'episode_index': pa.array(np.full(T, i)), 'reward': pa.array(state[:, 0])})
 
 
@@ -47,7 +51,7 @@ def inform(root, **change):
     path.parent.mkdir(parents=True, exist_ok=True)
     info = json.loads(path.read_text()) if path.exists() else {
         'robot_type': 'toy', 'total_episodes': len(EPISODES), 'fps': 20, 'chunks_size': 4, 'features': {
-            'observation.state': {'dtype': 'float32', 'shape': [4], 'names': {'motors': ['a', 'b', 'c', 'd']}},
+            'observation.state': {'dtype': 'float32', 'shape': [4], 'names': {'motors': [*'abcd']}},
             'action': {'dtype': 'float32', 'shape': [3], 'names': [['d', 'a', 'b']]},
             'reward': {'dtype': 'float32', 'shape': [1], 'names': None},
             'observation.images.top': {'dtype': 'video', 'shape': [8, 8, 3]}}}
@@ -56,14 +60,15 @@ def inform(root, **change):
 
 def v2(root, kind='fixed'):
     inform(root, codebase_version='v2.1', data_path=V2)
-    for i, e in enumerate(EPISODES): save(rows(i, *e, kind), root / V2.format(episode_chunk=i // 4, episode_index=i))
+    for i, e in enumerate(EPISODES):
+        save(rows(i, *e, kind), root / V2.format(episode_chunk=i // 4, episode_index=i))
     lines = [json.dumps({'episode_index': i, 'tasks': ['x'], 'length': T}) for i, T in enumerate(LENGTHS)]
     (root / 'meta' / 'episodes.jsonl').write_text('\n'.join(lines) + '\n')
     return root
 
 
 def v3(root, kind='fixed'):
-    """Episodes 2, 0, 4 in the first file and 5, 1, 3 in the second; frames shuffled, three rows to a row group."""
+    """Episodes 2, 0, 4 in the first file, 5, 1, 3 in the second; frames shuffled, three rows per row group."""
     inform(root, codebase_version='v3.0', data_path=V3)
     for k, members in enumerate([(2, 0, 4), (5, 1, 3)]):
         table = pa.concat_tables([rows(i, *EPISODES[i], kind) for i in members])
@@ -94,14 +99,17 @@ def test_values_land_exactly(tmp_path, make, kind):
     for split, members in ('train', (0, 3, 4, 5)), ('val', (1, 2)):
         for k, key in enumerate(('state', 'action')):
             x = np.load(tmp_path / 'out' / split / f'{key}.npy')
-            assert x.dtype == np.float32 and np.array_equal(x, np.concatenate([EPISODES[i][k] for i in members]))
+            want = np.concatenate([EPISODES[i][k] for i in members])
+            assert x.dtype == np.float32 and np.array_equal(x, want)
         ends = np.cumsum([LENGTHS[i] for i in members])
         assert np.array_equal(np.load(tmp_path / 'out' / split / 'episodes.npy')[:, 1], ends)
 
 
 def test_both_layouts_give_the_same_bytes(tmp_path):
-    for make in v2, v3: prepare(make(tmp_path / make.__name__), tmp_path / f'{make.__name__}_out', '--val=0.3')
-    assert len(arrays(tmp_path / 'v2_out')) == 6 and arrays(tmp_path / 'v2_out') == arrays(tmp_path / 'v3_out')
+    for make in v2, v3:
+        prepare(make(tmp_path / make.__name__), tmp_path / f'{make.__name__}_out', '--val=0.3')
+    assert len(arrays(tmp_path / 'v2_out')) == 6
+    assert arrays(tmp_path / 'v2_out') == arrays(tmp_path / 'v3_out')
     inform(tmp_path / 'v2', codebase_version='v2.0')
     prepare(tmp_path / 'v2', tmp_path / 'v20_out', '--val=0.3')
     assert arrays(tmp_path / 'v2_out') == arrays(tmp_path / 'v20_out')
@@ -141,22 +149,23 @@ def test_meta(tmp_path):
     assert meta['source'] == 'src: toy, LeRobot v2.1' and meta['units']['state'] == 'arm rad'
     assert '--group=arm=0-1,3:rad --group=hand=2' in meta['command']
     everything = np.concatenate([a for _, a in EPISODES[1:]]).astype(np.float64)
-    assert np.allclose(meta['stats']['action']['mean'], everything.mean(0), rtol=1e-12)    # the last action counts
+    assert np.allclose(meta['stats']['action']['mean'], everything.mean(0), rtol=1e-12)    # the last one too
     change = np.concatenate([a - s[:, [3, 0, 1]] for s, a in EPISODES[1:]]).astype(np.float64)
     assert np.allclose(meta['stats']['delta_action']['mean'], change.mean(0), atol=1e-6)
 
 
 def test_columns_and_q_index(tmp_path):
     src = v2(tmp_path / 'src')
-    prepare(src, tmp_path / 'a', '--state=reward', '--q_index=0,0,0', '--val=0')         # a plain float has width 1
+    prepare(src, tmp_path / 'a', '--state=reward', '--q_index=0,0,0', '--val=0')     # a plain float: width 1
     assert np.array_equal(np.load(tmp_path / 'a' / 'train' / 'state.npy')[:5, 0], EPISODES[0][0][:, 0])
     assert meta_of(tmp_path / 'a')['q_index'] == [0, 0, 0]
     assert meta_of(tmp_path / 'a')['groups'] == {'state': {'dims': [0], 'unit': ''}}
     printed, _ = prepare(src, tmp_path / 'b', '--state=action', '--action=observation.state')
-    assert 'delta actions are not available' in printed                                  # no state has the name c
+    assert 'delta actions are not available' in printed                    # no state has the name c
     prepare(src, tmp_path / 'c', '--q_index=none')
     for meta in meta_of(tmp_path / 'b'), meta_of(tmp_path / 'c'):
-        assert 'q_index' not in meta and 'delta_state' in meta['stats'] and 'delta_action' not in meta['stats']
+        assert 'q_index' not in meta
+        assert 'delta_state' in meta['stats'] and 'delta_action' not in meta['stats']
 
 
 @pytest.mark.parametrize('names, found', [
@@ -179,7 +188,8 @@ FIRST, THIRD = V2.format(episode_chunk=0, episode_index=0), V2.format(episode_ch
 def table(i, state=None, action=None, frames=None):
     """Episode i with something else in it."""
     t = rows(i, EPISODES[i][0] if state is None else state, EPISODES[i][1] if action is None else action)
-    return t if frames is None else t.set_column(t.column_names.index('frame_index'), 'frame_index', pa.array(frames))
+    if frames is None: return t
+    return t.set_column(t.column_names.index('frame_index'), 'frame_index', pa.array(frames))
 
 
 def spoil(i, what):
@@ -206,7 +216,8 @@ def ragged(src):
 BAD = {     # name: (what is done to the good tree, flags, what the line says)
     'folder': (lambda s: (s / 'meta' / 'info.json').unlink(), [], 'info.json: No such file'),
     'json': (lambda s: (s / 'meta' / 'info.json').write_text('{"a'), [], 'info.json is damaged'),
-    'version': (lambda s: inform(s, codebase_version='v1.6'), [], 'codebase_version is v1.6; we read v2.0, v2.1, v3.0'),
+    'version': (lambda s: inform(s, codebase_version='v1.6'), [],
+                'codebase_version is v1.6; we read v2.0, v2.1, v3.0'),
     'fps': (lambda s: inform(s, fps=None), [], "lacks 'fps or features'"),
     'entry': (lambda s: inform(s, data_path=None), [], "lacks 'data_path'"),
     'list': (lambda s: (s / 'meta' / 'episodes.jsonl').unlink(), [], 'episodes.jsonl: No such file'),
@@ -214,23 +225,32 @@ BAD = {     # name: (what is done to the good tree, flags, what the line says)
     'cut': (lambda s: cut(s / THIRD), [], 'episode_000002.parquet cannot be read'),
     'nothing': (lambda s: (s / THIRD).write_bytes(b''), [], 'episode_000002.parquet cannot be read'),
     'column': (lambda s: 0, ['--state=stat'], 'no column stat; there are observation.state, action, reward'),
-    'camera': (lambda s: 0, ['--state=observation.images.top'], 'no column observation.images.top; there are'),
+    'camera': (lambda s: 0, ['--state=observation.images.top'],
+               'no column observation.images.top; there are'),
     'file': (lambda s: save(table(2).drop(['action']), s / THIRD), [],
              'episode_000002.parquet has no column action; there are observation.state, timestamp'),
-    'nan': (lambda s: save(table(2, spoil(2, 0)), s / THIRD), [], 'state of episode 2 is not finite at frame 1'),
-    'nan action': (lambda s: save(table(2, None, spoil(2, 1)), s / THIRD), [], 'action of episode 2 is not finite'),
-    'width': (lambda s: save(table(2, EPISODES[2][0][:, :3]), s / THIRD), [], 'is 3 wide; meta/info.json says 4'),
+    'nan': (lambda s: save(table(2, spoil(2, 0)), s / THIRD), [],
+            'state of episode 2 is not finite at frame 1'),
+    'nan action': (lambda s: save(table(2, None, spoil(2, 1)), s / THIRD), [],
+                   'action of episode 2 is not finite'),
+    'width': (lambda s: save(table(2, EPISODES[2][0][:, :3]), s / THIRD), [],
+              'is 3 wide; meta/info.json says 4'),
     'ragged': (ragged, [], 'observation.state of episode 2 is no table of numbers'),
-    'empty': (lambda s: save(table(2).slice(0, 0), s / THIRD), [], 'holds 0 rows of episode 2; meta/episodes says 9'),
-    'short': (lambda s: save(table(2).slice(0, 8), s / THIRD), [], 'holds 8 rows of episode 2; meta/episodes says 9'),
+    'empty': (lambda s: save(table(2).slice(0, 0), s / THIRD), [],
+              'holds 0 rows of episode 2; meta/episodes says 9'),
+    'short': (lambda s: save(table(2).slice(0, 8), s / THIRD), [],
+              'holds 8 rows of episode 2; meta/episodes says 9'),
     'number': (lambda s: save(table(1), s / THIRD), [], 'holds 0 rows of episode 2'),
-    'frames': (lambda s: save(table(2, frames=[0, 1, 2, 3, 4, 5, 6, 7, 9]), s / THIRD), [], 'missing or there twice'),
+    'frames': (lambda s: save(table(2, frames=[0, 1, 2, 3, 4, 5, 6, 7, 9]), s / THIRD), [],
+               'missing or there twice'),
     'gap': (lambda s: episodes(s, [0, 1, 2, 4, 5, 6]), [], 'they differ in [3, 6]'),
-    'count': (lambda s: inform(s, total_episodes=8), [], 'counts 8 episodes, meta/episodes 6; they differ in [6, 7]'),
+    'count': (lambda s: inform(s, total_episodes=8), [],
+              'counts 8 episodes, meta/episodes 6; they differ in [6, 7]'),
     'none': (lambda s: (inform(s, total_episodes=0), episodes(s, [])), [], 'counts 0 episodes'),
     'group': (lambda s: 0, ['--group=arm'], 'want NAME=ENTRIES:UNIT'),
     'outside': (lambda s: 0, ['--group=arm=0-4:rad'], '--group=arm=0-4:rad: the state has the entries 0-3'),
-    'twice': (lambda s: 0, ['--group=arm=0-2:rad', '--group=hand=2-3'], '--group=hand=2-3: entries [2] are in twice'),
+    'twice': (lambda s: 0, ['--group=arm=0-2:rad', '--group=hand=2-3'],
+              '--group=hand=2-3: entries [2] are in twice'),
     'name': (lambda s: 0, ['--group=arm=0', '--group=arm=1'], 'there is a group arm already'),
     'binary': (lambda s: (s / 'meta' / 'info.json').write_bytes(b'\xff\x00'), [], 'info.json is damaged'),
     'a list': (lambda s: (s / 'meta' / 'info.json').write_text('[]'), [], 'it holds a list, no object'),
@@ -308,7 +328,8 @@ def test_bad_v3(tmp_path):
 
 def test_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pyarrow', None)
-    assert "LeRobot data need: pip install -e '.[lerobot]'" in prepare(v2(tmp_path), tmp_path / 'out', code=1)[1]
+    _, err = prepare(v2(tmp_path), tmp_path / 'out', code=1)
+    assert "LeRobot data need: pip install -e '.[lerobot]'" in err
     script(PREPARE, '--help')
 
 
@@ -316,7 +337,8 @@ def test_without_pyarrow(tmp_path, monkeypatch):
 def test_unitree_g1(tmp_path):
     prepare(G1, tmp_path / 'g1', '--val=85-99', '--group', 'arm=0-13:rad', '--group', 'hand=14-25:1')
     meta = meta_of(tmp_path / 'g1')
-    assert meta['counts'] == {'train': {'episodes': 85, 'frames': 31040}, 'val': {'episodes': 15, 'frames': 4925}}
+    assert meta['counts'] == {'train': {'episodes': 85, 'frames': 31040},
+                              'val': {'episodes': 15, 'frames': 4925}}
     assert meta['q_index'] == list(range(26)) and meta['fps'] == 30
     for split, first in ('train', 0), ('val', 85):
         source = pq.read_table(f'{G1}/data/chunk-000/episode_{first:06d}.parquet')
@@ -327,4 +349,4 @@ def test_unitree_g1(tmp_path):
     assert (np.diff(spans) - 2).sum() == 4895
     s = np.load(tmp_path / 'g1' / 'val' / 'state.npy').astype(np.float64)
     copy = np.mean([((s[a + 2:b] - s[a + 1:b - 1])**2).sum() for a, b in spans]) * len(spans) / 4895 / 26
-    assert np.isclose(copy, 6.03e-5, rtol=1e-3)                 # the yardstick of the dynamics models on this set
+    assert np.isclose(copy, 6.03e-5, rtol=1e-3)         # the yardstick of dynamics models on this set

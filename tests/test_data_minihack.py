@@ -1,12 +1,11 @@
-"""data/minihack: the frames are NetHack's own, moves lead from frame to frame, seeds bring everything back."""
+"""data/minihack: the frames are NetHack's own, moves lead from frame to frame, seeds bring all back."""
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import script
+from conftest import ROOT, script
 
 from data.minihack import env as nethack
 from data.minihack import prepare as minihack
@@ -27,8 +26,8 @@ def test_frames_are_shrunken_pixel_crops(level):
     """Against MiniHack's own 16 px drawing, averaged over 4x4 blocks."""
     import gymnasium
     ours = nethack.make_env(level)
-    theirs = gymnasium.make(nethack.LEVELS[level], observation_keys=('pixel_crop',), obs_crop_h=7, obs_crop_w=7,
-                            obs_crop_pad=nethack.UNKNOWN, fix_moon_phase=True)
+    theirs = gymnasium.make(nethack.LEVELS[level], observation_keys=('pixel_crop',),
+                            obs_crop_h=7, obs_crop_w=7, obs_crop_pad=nethack.UNKNOWN, fix_moon_phase=True)
     a, b = nethack.start(ours, 5), nethack.start(theirs, 5)
     rng = np.random.default_rng(0)
     for _ in range(12):
@@ -52,13 +51,13 @@ def test_shapes(episodes):
 
 
 def test_action_leads_to_the_next_frame(episodes):
-    """In a lit room a move shifts the view by one tile or, at the edge, not at all; shown by the frames alone."""
+    """In a lit room a move shifts the view by one tile or, at the edge, not at all, as frames alone show."""
     def explained(x, y, move):
         dy, dx = (4 * d for d in nethack.DELTAS[move])
-        if np.array_equal(x, y): return True                               # ran into the rock, or all in view is floor
+        if np.array_equal(x, y): return True                               # ran into rock, or all is floor
         x, y = x.astype(int), y.astype(int)
-        for f, v, u in (x, 12, 12), (y, 12 - dy, 12 - dx): f[v:v + 4, u:u + 4] = -1     # we hid the floor there
-        for f, v, u in (x, 12 + dy, 12 + dx), (y, 12, 12): f[v:v + 4, u:u + 4] = -2     # and where we stand now
+        for f, v, u in (x, 12, 12), (y, 12 - dy, 12 - dx): f[v:v + 4, u:u + 4] = -1    # we hid the floor
+        for f, v, u in (x, 12 + dy, 12 + dx), (y, 12, 12): f[v:v + 4, u:u + 4] = -2    # and stand here now
         return np.array_equal(x[max(dy, 0):28 + min(dy, 0), max(dx, 0):28 + min(dx, 0)],
                               y[max(-dy, 0):28 + min(-dy, 0), max(-dx, 0):28 + min(-dx, 0)])
 
@@ -72,7 +71,7 @@ def test_action_leads_to_the_next_frame(episodes):
 
 @pytest.mark.parametrize('level', ['room', 'corridor'])
 def test_recorded_actions_replay(level):
-    """The same seed and actions bring back the same frames, in a new game; and no frame comes after its end."""
+    """The same seed and actions bring back the same frames in a new game; no frame comes after its end."""
     env = nethack.make_env(level)
     for i in range(3):
         e = minihack.episode(i, **{**PLAY, 'level': level})
@@ -90,13 +89,13 @@ def test_history_does_not_matter(episodes):
     minihack.environment.cache_clear()
     for i in (7, 3, 0):
         e = minihack.episode(i, **PLAY)
-        assert np.array_equal(e['video'], episodes[i]['video']) and np.array_equal(e['action'], episodes[i]['action'])
+        for key in e: assert np.array_equal(e[key], episodes[i][key])
 
 
 def test_seed_matters(episodes):
     e = minihack.episode(0, **{**PLAY, 'seed': 1})
     assert not np.array_equal(e['action'], episodes[0]['action'])
-    assert len({x['video'][9].tobytes() for x in episodes}) > len(episodes) // 2      # nor are all episodes one level
+    assert len({x['video'][9].tobytes() for x in episodes}) > len(episodes) // 2     # nor all one level
 
 
 def test_play_is_worth_watching(episodes):
@@ -150,7 +149,7 @@ def test_routes():
                         '  +',
                         '>..')
     first = nethack.routes(cells, (2, 1))
-    assert walk(cells, first, (0, 0)) == ('E E S S W', (2, 1))             # straight through the door, no corner cut
+    assert walk(cells, first, (0, 0)) == ('E E S S W', (2, 1))     # straight through the door, no corner cut
     cells[1, 2] = nethack.FLOOR
     assert walk(cells, nethack.routes(cells, (2, 1)), (0, 0)) == ('E SE SW', (2, 1))
     blocked = ascii_world('.>.')
@@ -173,7 +172,7 @@ def test_command(tmp_path, episodes):
     """Two workers in their own processes make what we make here."""
     command = [sys.executable, 'data/minihack/prepare.py', f'--out={tmp_path}/m', '--limit=16', '--workers=2',
                '--val=0-2', f'--moves={MOVES}']
-    done = subprocess.run(command, cwd=os.path.dirname(os.path.dirname(__file__)), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'Warning' not in done.stderr
     for split, want in ('val', episodes[:3]), ('train', episodes[3:]):
@@ -184,4 +183,5 @@ def test_command(tmp_path, episodes):
     assert meta['facts'] == {'input': 'video', 'height': 28, 'width': 28, 'channels': 3, 'action_dim': 8,
                              'fps': 6}
     assert meta['stats']['action']['mean'] == [0] * 8 and meta['stats']['action']['std'] == [1] * 8
-    assert meta['action_names'][:4] == ['N', 'E', 'S', 'W'] and meta['action_arrows'][:3] == [[0, -1], [1, 0], [0, 1]]
+    assert meta['action_names'][:4] == ['N', 'E', 'S', 'W']
+    assert meta['action_arrows'][:3] == [[0, -1], [1, 0], [0, 1]]

@@ -29,7 +29,7 @@ def inside(p, slack=0.0):
 
 
 def test_dimensions():
-    """65 px there are 32 px here: border 5, wall 6 thick and in the middle, door 8 high, 2 px per unit of action."""
+    """65 px there are 32 here: border 5, wall 6 thick in the middle, door 8 high, 2 px per unit of action."""
     px = 65 / 32
     assert np.allclose([(wall.LOW + 0.5) * px, (wall.HIGH + 0.5) * px], [5, 60])
     assert np.allclose([(wall.LEFT + 0.5) * px, (wall.RIGHT + 0.5) * px], [32.5 - 3, 32.5 + 3])
@@ -49,19 +49,21 @@ def test_clip_stops_at_the_first_wall(x, y, dx, dy):
     way = p + np.linspace(0, 1, 400)[:, None] * (end - p)
     assert not inside(way, 1e-9).any()                                     # nothing was walked through
     part = np.dot(end - p, q - p) / np.dot(q - p, q - p)
-    assert -1e-9 <= part <= 1 + 1e-9 and np.allclose(p + part * (q - p), end, atol=1e-9)      # on the way from p to q
+    assert -1e-9 <= part <= 1 + 1e-9
+    assert np.allclose(p + part * (q - p), end, atol=1e-9)                 # on the way from p to q
     if not hit: assert np.array_equal(end, q)
     else:
-        assert inside(end + 1e-4 * (q - p) / np.hypot(dx, dy))             # no earlier than needed: wall lies ahead
+        assert inside(end + 1e-4 * (q - p) / np.hypot(dx, dy))             # no earlier than needed
         assert end[0] in (wall.LOW, wall.LEFT, wall.RIGHT, wall.HIGH) or \
-            end[1] in (wall.LOW, wall.TOP, wall.BOTTOM, wall.HIGH)         # to the last bit, or the next move is stuck
+            end[1] in (wall.LOW, wall.TOP, wall.BOTTOM, wall.HIGH)         # to the last bit, or we are stuck
 
 
 @pytest.mark.parametrize('p, d, end', [
-    ((5, 20), (30, 0), (wall.LEFT, 20)), ((25, 20), (-30, 0), (wall.RIGHT, 20)),       # the wall, from both sides
-    ((wall.LEFT, 20), (1, 0), (wall.LEFT, 20)), ((wall.LEFT, 20), (0, 1), (wall.LEFT, 21)),     # on its face; along it
-    ((wall.LEFT, 20), (-1, 0), (wall.LEFT - 1, 20)), ((5, 9), (20, 0), (25, 9)),                # away; through the door
-    ((15.5, 9), (0, 5), (15.5, wall.BOTTOM)), ((5, 20), (-9, 0), (wall.LOW, 20)), ((5, 20), (0, 90), (5, wall.HIGH))])
+    ((5, 20), (30, 0), (wall.LEFT, 20)), ((25, 20), (-30, 0), (wall.RIGHT, 20)),           # from both sides
+    ((wall.LEFT, 20), (1, 0), (wall.LEFT, 20)), ((wall.LEFT, 20), (0, 1), (wall.LEFT, 21)),    # on its face
+    ((wall.LEFT, 20), (-1, 0), (wall.LEFT - 1, 20)), ((5, 9), (20, 0), (25, 9)),      # away; through the door
+    ((15.5, 9), (0, 5), (15.5, wall.BOTTOM)), ((5, 20), (-9, 0), (wall.LOW, 20)),
+    ((5, 20), (0, 90), (5, wall.HIGH))])
 def test_clip_by_hand(p, d, end):
     got, hit = wall.clip(np.array(p, float), np.add(p, d).astype(float))
     assert np.allclose(got, end, atol=1e-12) and hit == (not np.allclose(got, np.add(p, d)))
@@ -73,12 +75,12 @@ def test_action_leads_to_the_next_state(episodes):
         s, a = e['state'].astype(np.float64), e['action'].astype(np.float64)
         assert not inside(s, 1e-5).any()
         free = np.abs(s[1:] - (s[:-1] + wall.STEP * a[:-1])).max(1) < 1e-5
-        for t in np.flatnonzero(~free):                                    # whoever stopped short stands at a wall
+        for t in np.flatnonzero(~free):                             # who stopped short stands at a wall
             assert inside(s[t + 1] + 1e-3 * a[t] / np.hypot(*a[t]), -1e-5)
         hits += (~free).sum()
         length = np.hypot(*a[:-1].T)
         assert (length > 0.2 - 1e-6).all() and (length < 1.8 + 1e-6).all() and not e['action'][-1].any()
-    assert 10 < hits < 0.2 * 30 * FRAMES                                   # walls are met, but one is not stuck at them
+    assert 10 < hits < 0.2 * 30 * FRAMES                            # walls are met, nobody is stuck at one
 
 
 def test_dots_cross_by_the_door(episodes):
@@ -86,7 +88,8 @@ def test_dots_cross_by_the_door(episodes):
     assert sum((r[1:] != r[:-1]).any() for r in rooms) >= 5
     within = np.concatenate([e['state'] for e in episodes])
     within = within[(within[:, 0] > wall.LEFT + 1e-4) & (within[:, 0] < wall.RIGHT - 1e-4)]
-    assert len(within) and (within[:, 1] >= wall.TOP - 1e-4).all() and (within[:, 1] <= wall.BOTTOM + 1e-4).all()
+    y = within[:, 1]
+    assert len(y) and (y >= wall.TOP - 1e-4).all() and (y <= wall.BOTTOM + 1e-4).all()
 
 
 def test_pictures_show_the_state(episodes):
@@ -94,7 +97,7 @@ def test_pictures_show_the_state(episodes):
     assert e['video'].shape == (FRAMES, 32, 32, 3) and e['video'].dtype == np.uint8
     assert (e['video'] == e['video'][..., :1]).all()
     i = np.arange(32)
-    for x, y in (7.0, 18.25), (24.5, 20.0):                                # clear of walls: centroid and spread
+    for x, y in (7.0, 18.25), (24.5, 20.0):                             # clear of walls: centroid, spread
         dot = wall.picture(np.array([[x, y]]))[0, 6:-6, :, 0].astype(float)
         dot[:, 13:19] = 0
         dot[:, :3] = dot[:, 29:] = 0
@@ -128,11 +131,13 @@ def test_the_folder_of_the_code_is_no_place_for_data():
 
 
 def test_command(tmp_path, episodes):
-    command = [sys.executable, 'data/wall/prepare.py', f'--out={tmp_path}/w', '--limit=10', '--workers=1', '--val=8-9']
+    command = [sys.executable, 'data/wall/prepare.py', f'--out={tmp_path}/w', '--limit=10', '--workers=1',
+               '--val=8-9']
     subprocess.run(command, cwd=os.path.dirname(os.path.dirname(__file__)), check=True)
     meta = json.loads((tmp_path / 'w' / 'meta.json').read_text())
     assert (meta['facts']['height'], meta['facts']['action_dim'], meta['facts']['state_dim']) == (32, 2, 2)
     assert meta['action_arrows'] == [[1, 0], [0, 1]]
-    assert meta['command'] == ('python data/wall/prepare.py --seed=0 --val=8-9 --limit=10 --episodes=600 --frames=50')
+    assert meta['command'] == ('python data/wall/prepare.py --seed=0 --val=8-9 --limit=10 --episodes=600 '
+                               '--frames=50')
     val = np.load(tmp_path / 'w' / 'val' / 'video.npy')
     assert np.array_equal(val, np.concatenate([episodes[8]['video'], episodes[9]['video']]))

@@ -201,10 +201,6 @@ def test_the_first_episode_is_looked_at_before_the_work(tmp_path, monkeypatch, w
     assert str(stop.value).startswith('episode 0: ') and words.split(' (')[0].split(':')[0] in str(stop.value)
 
 
-def test_out_of_a_worker_it_is_one_line(tmp_path):
-    refused(tmp_path, 'episode 11: video is float32', episode=partial(bad, what='floats'), workers=2)
-
-
 def test_later_episodes_must_look_like_those_kept(tmp_path, monkeypatch):
     """Also if the first episode was made in the run before."""
     with monkeypatch.context() as m:
