@@ -1,114 +1,167 @@
 """
 NanoWM: a video world model that imagines what the camera will see if the robot takes these actions.
 
-Paper: "Nano World Models", arXiv 2605.23993 (2026). Its parts: diffusion transformer (Peebles & Xie 2022), diffusion
-forcing (Chen et al. 2024: every frame has its own noise level), v-prediction (Salimans & Ho 2022), zero terminal SNR
-(Lin et al. 2023), min-SNR weights (Hang et al. 2023).
+Paper: "Nano World Models", arXiv 2605.23993 (2026). Its parts: diffusion transformer (Peebles & Xie 2022),
+diffusion forcing (Chen et al. 2024: every frame has its own noise level), v-prediction (Salimans & Ho 2022),
+zero terminal SNR (Lin et al. 2023), min-SNR weights (Hang et al. 2023).
 
-    train    x_t = alpha_t x0 + sigma_t eps      t (B, F) is drawn per frame: all mixes of clean and noisy frames occur
-             loss = w(t) |net(x_t, t, a) - target|^2     target v = alpha eps - sigma x0 | x0 | eps | x0 - eps (flow)
-    sample   a matrix says which frame goes from which level to which in each step; rows are steps, columns are frames:
-             x0_hat, eps_hat from net;  x <- alpha' x0_hat + sigma' eps_hat      (DDIM; for flow this line is Euler)
+    train    x_t = alpha_t x0 + sigma_t eps      t (B, T), drawn per frame: all mixes of clean and noisy occur
+             loss = w(t) |net(x_t, t, action) - target|^2
+             target: v = alpha eps - sigma x0 | x0 | eps | x0 - eps (flow)
+    sample   a matrix says which frame goes from which level to which; rows are steps, columns are frames:
+             x0_hat, eps_hat from net;  x <- alpha' x0_hat + sigma' eps_hat    (DDIM; for flow it is Euler)
 
-Shapes: x (B, F, C, H, W) latents or pixels; t (B, F); action (B, F, k*A), k raw actions of A numbers per model frame;
-P = (H/p)(W/p) patches of a frame; h hidden width, nh heads, hs head width. (In code the number of frames is n: F is
-torch's.) action[:, f] is taken at frame f and leads to frame f+1. Temporal attention is causal and all else works
-inside one frame, so frame f never sees frames after it.
+Shapes: x (B, T, C, H, W) is T frames, latents or pixels. t (B, T) is their noise levels: timesteps - 1 is
+pure noise, 0 nearly clean, -1 clean. action (B, T, skip*A): action[:, i] is taken at frame i, and folds
+into one the skip = frame_skip recorded actions of A numbers that lead to frame i + 1. P patches per frame, D
+numbers per token; N futures of K new frames. Attention in time is causal, all else works inside one frame.
 
-Read first `Model.forward` (training), then `Model.denoise` and `Model.rollout` (dreaming), then `Block` (the network).
-
+Read first `Model.forward` (training), then `Model.denoise` and `Model.rollout` (dreaming), then `Block`.
 Where we depart from the authors' code (our defaults still are its published settings):
-- cross_attention: they start gate and projection at zero, so neither ever gets a gradient; we zero the projection only.
-- modulation is computed once per frame and broadcast to its patches: the same numbers, 15 (adaln: 26) % fewer FLOPs.
-- 1..num_frames frames and rectangular grids work; `p_noise`, `context_t`, `context_loss` are ours, for short runs.
-It should reach (published): 158,598,160 parameters at B/2 with 7-D actions; RT-1 23.07 dB in 50k steps, 24.36 in 300k.
+- cross_attention: they start gate and projection at zero, so neither learns; we zero the projection only.
+- modulation is computed once per frame, not per patch: the same numbers, 15 (adaln: 26) % fewer FLOPs.
+- fewer frames and rectangles work; `p_noise`, `context_t`, `context_loss` are ours, for short runs.
+To reach (published): 158,598,160 parameters (B/2, 7-D actions); RT-1 23.07 dB in 50k steps, 24.36 in 300k.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-EVAL = ('video',)   # evaluators of eval.py that understand this model
+EVAL = ('video',)   # protocols that understand this model
 PAD = False         # training windows never leave the episode
+SAMPLING = ('history_level', 'sampling', 'sample_steps', 'eta')     # only rollout reads them
+INJECTIONS = ('additive', 'adaln_fuse', 'adaln', 'film', 'cross_attention')    # one more needs code in Block
 
 
 @dataclass
 class Config:
-    input: str = 'latent'         # 'latent' (VAE codes) | 'video' (uint8 pixels); the dataset decides
+    # data: all but the last three come from the dataset
+    input: str = 'latent'         # 'latent' (VAE codes) | 'video' (uint8 pixels)
     height: int = 32              # of the latent or the picture
     width: int = 32               # may differ from height
     channels: int = 4             # 4 for SD latents, 3 for pixels
-    action_dim: int = 7           # numbers per raw action
-    frame_skip: int = 1           # raw frames (and raw actions) per model frame, k
-    num_frames: int = 4           # longest window the model can see
-    n_context: int = 1            # leading frames that are given when sampling; training: see p_noise to context_loss
+    action_dim: int = 7           # numbers per recorded action
+    frame_skip: int = 1           # recorded frames, and recorded actions, per model frame
+    num_frames: int = 4           # longest window the model can see, in model frames
+    n_context: int = 1            # frames given in eval and sample; training: only p_noise and the two below
+    # network
     depth: int = 12               # blocks; even ones attend in space, odd ones in time
     hidden: int = 768             # token width
     heads: int = 12               # attention heads, hidden // heads wide
     patch: int = 2                # side of a square patch
     injection: str = 'additive'   # action enters by: additive | adaln_fuse | adaln | film | cross_attention
+    # training: what the noise levels are, how they are drawn, how errors count
     pred: str = 'v'               # the network predicts: v | x | eps | flow
     schedule: str = 'cosine'      # cosine | linear; flow has its own straight line
-    ztsnr: bool = True            # rescale so that t = T-1 is pure noise; not with eps
-    timesteps: int = 1000         # T
+    ztsnr: bool = True            # rescale so that the last level is pure noise; not with eps
+    timesteps: int = 1000         # number of noise levels
     t_sampling: str = 'logit_normal'  # how training draws t: logit_normal | uniform
     snr_gamma: float = 5.0        # min-SNR clamp of the loss weight; 0 = no weight
-    snr_form: str = 'published'   # published: eps-form for every target, mean over frames | paper: per target and frame
-    p_noise: float = 0.0          # share of target frames trained at t = T-1, where sampling starts; 0 = published
-    context_t: int = 0            # context frames train at t ~ U{0..context_t}; 0 = like all others (published)
+    snr_form: str = 'published'   # published: eps-form for all targets, frames averaged | paper: per target
+    p_noise: float = 0.0          # share of targets at the last level, where sampling starts; 0 = published
+    context_t: int = 0            # context frames train at t ~ U{0..context_t}; 0 = like others, published
     context_loss: bool = True     # context frames count in the loss; True = published
-    history_level: float = 0.02   # context is re-noised to t = level * (T-1) when sampling; -1 = context_t // 2
-    sampling: str = 'sequential'  # scheduling matrix: full_sequence | pyramid | sequential
+    # sampling: may differ from what it was in training
+    history_level: float = 0.02   # context is re-noised to t = level * (timesteps - 1); -1 = context_t // 2
+    sampling: str = 'sequential'  # full_sequence | pyramid | sequential; the same for one new frame a window
     sample_steps: int = 250       # denoising steps per frame
+    eta: float = 0.0              # fresh noise per step, from 0 = none (DDIM) to 1 = ancestral; 0 with flow
+
+
+PRESETS = {
+    'tiny': Config(               # for tests and lesson zero
+        height=8, width=8, action_dim=3, num_frames=3, depth=4, hidden=32, heads=2, sample_steps=2),
+    'cpu': Config(                # config/minihack_wm_cpu.py on its data
+        input='video', height=28, width=28, channels=3, action_dim=8, num_frames=2,
+        depth=4, hidden=96, heads=3, patch=4, pred='x', t_sampling='uniform', snr_gamma=0.0,
+        p_noise=0.7, context_t=39, context_loss=False, history_level=-1.0, sample_steps=6),
+    'full': Config(),             # the published main run, B/2
+    'S': Config(depth=12, hidden=384, heads=6),
+    'B': Config(depth=12, hidden=768, heads=12),
+    'L': Config(depth=24, hidden=1024, heads=16)}
 
 
 def check(cfg):
-    """Stop before an impossible model is built, with the numbers and the way out."""
-    choices = {'input': ('latent', 'video'), 'pred': ('v', 'x', 'eps', 'flow'), 'schedule': ('cosine', 'linear'),
-               'injection': ('additive', 'adaln_fuse', 'adaln', 'film', 'cross_attention'),
-               't_sampling': ('logit_normal', 'uniform'), 'snr_form': ('published', 'paper'),
-               'sampling': ('full_sequence', 'pyramid', 'sequential')}
+    """Stop before an impossible model is built: a ValueError of one line, with the value and the way out."""
+    for field in fields(cfg):
+        value, wanted = getattr(cfg, field.name), type(field.default)
+        if type(value) is not wanted and (type(value), wanted) != (int, float):
+            raise ValueError(f'{field.name} = {value!r}: must be of type {wanted.__name__}')
+    choices = {'input': ('latent', 'video'), 'injection': INJECTIONS, 'pred': ('v', 'x', 'eps', 'flow'),
+               'schedule': ('cosine', 'linear'), 't_sampling': ('logit_normal', 'uniform'),
+               'snr_form': ('published', 'paper'), 'sampling': ('full_sequence', 'pyramid', 'sequential')}
     for key, allowed in choices.items():
-        assert getattr(cfg, key) in allowed, f'{key} = {getattr(cfg, key)!r}: choose one of {", ".join(allowed)}'
-    for key, low, high in (('n_context', 1, cfg.num_frames - 1), ('sample_steps', 1, cfg.timesteps), ('p_noise', 0, 1),
-                           ('context_t', 0, cfg.timesteps - 1), ('history_level', -1, 1), ('frame_skip', 1, math.inf)):
-        assert low <= getattr(cfg, key) <= high, f'{key} = {getattr(cfg, key)}: must lie in {low}..{high}'
+        if getattr(cfg, key) not in allowed:
+            raise ValueError(f'{key} = {getattr(cfg, key)!r}: choose one of {", ".join(allowed)}')
+    sizes = ('height', 'width', 'channels', 'action_dim', 'frame_skip', 'hidden', 'heads', 'patch')
+    limits = dict.fromkeys(sizes, (1, math.inf)) | {
+        'num_frames': (2, math.inf), 'n_context': (1, cfg.num_frames - 1), 'depth': (2, math.inf),
+        'timesteps': (2, math.inf), 'sample_steps': (1, cfg.timesteps), 'context_t': (0, cfg.timesteps - 1),
+        'p_noise': (0, 1), 'snr_gamma': (0, 1e6), 'history_level': (-1, 1), 'eta': (0, 1)}
+    for key, (low, high) in limits.items():
+        if not low <= getattr(cfg, key) <= high:                     # written so that nan is refused, too
+            raise ValueError(f'{key} = {getattr(cfg, key)}: must lie in {low}..{high}')
+    if -1 < cfg.history_level < 0:
+        raise ValueError(f'history_level = {cfg.history_level}: must lie in 0..1 or be -1')
     for side in ('height', 'width'):
-        assert getattr(cfg, side) % cfg.patch == 0, f'{side} = {getattr(cfg, side)}: no multiple of patch = {cfg.patch}'
-    assert cfg.hidden % (4 * cfg.heads) == 0, \
-        f'hidden = {cfg.hidden}: must be a multiple of 4 * heads = {4 * cfg.heads}, 2-D RoPE quarters a head'
-    assert cfg.depth % 2 == 0, f'depth = {cfg.depth}: blocks come in space/time pairs, make it even'
-    assert not (cfg.pred == 'eps' and cfg.ztsnr), \
-        'pred = eps divides by alpha, which ztsnr makes 0 at t = T-1; set ztsnr = False (published: schedule = linear)'
+        if getattr(cfg, side) % cfg.patch:
+            raise ValueError(f'{side} = {getattr(cfg, side)}: must be a multiple of patch = {cfg.patch}')
+    if cfg.hidden % (4 * cfg.heads):
+        raise ValueError(f'hidden = {cfg.hidden}: must be a multiple of 4 * heads = {4 * cfg.heads}, '
+                         '2-D RoPE quarters a head')
+    if cfg.depth % 2:
+        raise ValueError(f'depth = {cfg.depth}: blocks come in space/time pairs, make it even')
+    if cfg.pred == 'eps' and cfg.ztsnr:
+        raise ValueError('pred = eps divides by alpha, which ztsnr makes 0 at the last level; '
+                         'set ztsnr = False (published: schedule = linear)')
+    if cfg.snr_form == 'paper' and cfg.p_noise > 0 and cfg.snr_gamma > 0 and cfg.pred in ('v', 'x'):
+        raise ValueError(f'p_noise = {cfg.p_noise}: must be 0 with snr_form = paper, which gives pure noise '
+                         'a weight near 0 (1e-8 with ztsnr) and so silences p_noise; or set snr_gamma = 0')
+    if cfg.eta > 0 and cfg.pred == 'flow':
+        raise ValueError(f'eta = {cfg.eta}: must be 0 with pred = flow, because how much noise a step may '
+                         'add follows from alpha^2 + sigma^2 = 1, which a straight line does not keep')
 
 
 def windows(cfg):
     """Which frames of which key one training sample needs: {key: range of frame offsets}."""
-    k, n = cfg.frame_skip, cfg.num_frames
-    return {cfg.input: range(0, n * k, k), 'action': range(0, n * k)}
+    skip, T = cfg.frame_skip, cfg.num_frames
+    return {cfg.input: range(0, T * skip, skip), 'action': range(0, T * skip)}
+
+
+def example(cfg, batch_size):
+    """A random batch as the loader gives it: frames as Model.encode wants them, action (B, T*skip, A)."""
+    B, T, C, H, W = batch_size, cfg.num_frames, cfg.channels, cfg.height, cfg.width
+    if cfg.input == 'video':
+        frames = torch.randint(256, (B, T, H, W, C), dtype=torch.uint8)
+    else:
+        frames = torch.randn(B, T, C, H, W)
+    return {cfg.input: frames, 'action': torch.randn(B, T * cfg.frame_skip, cfg.action_dim)}
 
 
 # ---- the math: pure functions, no state ----
 
-def noise_schedule(pred, schedule, ztsnr, T):
+def noise_schedule(pred, schedule, ztsnr, timesteps):
     """
-    alpha, sigma (T + 1,) float32: entry t + 1 belongs to level t, entry 0 to t = -1, the clean frame (1 and 0).
-    Computed in float64: 1 - alpha^2 loses three digits near t = 0 otherwise.
+    alpha, sigma (timesteps + 1,) float32: entry t + 1 belongs to level t, entry 0 to t = -1, the clean frame.
+    In float64, because 1 - alpha^2 loses three digits near t = 0 otherwise; on the CPU, for meta models, too.
     """
-    u = torch.arange(T + 1, dtype=torch.float64, device='cpu') / T   # (T+1,) = (t+1)/T; real numbers on meta models too
+    u = torch.arange(timesteps + 1, dtype=torch.float64, device='cpu') / timesteps       # (t + 1) / timesteps
     if pred == 'flow':
         return (1 - u).float(), u.float()                            # the straight line, clean at t = -1
     if schedule == 'cosine':                                         # Nichol & Dhariwal 2021
-        f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-        beta = 1 - f[1:] / f[:-1]                                    # (T,)
-    else:                                                            # linear, Ho et al. 2020
-        beta = torch.linspace(1e-4, 0.02, T, dtype=torch.float64, device='cpu') * (1000 / T)
-    s = (1 - beta.clamp(max=0.999)).cumprod(0).sqrt()                # (T,) sqrt(alpha_bar)
+        curve = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        beta = 1 - curve[1:] / curve[:-1]                            # (timesteps,)
+    elif schedule == 'linear':                                       # Ho et al. 2020
+        beta = torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64, device='cpu') * (1000 / timesteps)
+    else:
+        raise ValueError(f'schedule = {schedule!r}: no such curve here')
+    alpha = (1 - beta.clamp(max=0.999)).cumprod(0).sqrt()            # (timesteps,) sqrt(alpha_bar)
     if ztsnr:                                                        # shift the last to 0, keep the first
-        s = (s - s[-1]) * s[0] / (s[0] - s[-1])
-    alpha = torch.cat([torch.ones_like(s[:1]), s])
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    alpha = torch.cat([torch.ones_like(alpha[:1]), alpha])
     return alpha.float(), (1 - alpha ** 2).clamp(min=0).sqrt().float()
 
 
@@ -118,7 +171,7 @@ def target_of(pred, x0, eps, alpha, sigma):
 
 
 def estimates(pred, out, x, alpha, sigma):
-    """The network's output -> (x0_hat, eps_hat). The floor under alpha is the published one; eps divides by alpha."""
+    """The network's output -> (x0_hat, eps_hat). The floor under alpha is published; eps divides by alpha."""
     if pred == 'flow':
         return x + sigma * out, x - alpha * out
     floor = alpha.clamp(min=1e-4)
@@ -127,37 +180,42 @@ def estimates(pred, out, x, alpha, sigma):
 
 
 def ddim_step(x0, eps, alpha, sigma, alpha_next, sigma_next, eta=0.0, z=None):
-    """One step of Song et al. 2020, eq. 12. eta = 0 is deterministic (all of flow), 1 ancestral with fresh noise z."""
+    """Song et al. 2020, eq. 12: eta = 0 is deterministic, 1 ancestral; z is fresh noise."""
     if eta == 0:
         return alpha_next * x0 + sigma_next * eps
-    s = eta * sigma_next / sigma.clamp(min=1e-8) * (1 - (alpha / alpha_next.clamp(min=1e-4)) ** 2).clamp(min=0).sqrt()
-    return alpha_next * x0 + (sigma_next ** 2 - s ** 2).clamp(min=0).sqrt() * eps + s * z
+    share = (1 - (alpha / alpha_next.clamp(min=1e-4)) ** 2).clamp(min=0).sqrt()
+    fresh = eta * sigma_next / sigma.clamp(min=1e-8) * share
+    return alpha_next * x0 + (sigma_next ** 2 - fresh ** 2).clamp(min=0).sqrt() * eps + fresh * z
 
 
 def snr_weight(form, pred, alpha, sigma, gamma):
-    """Min-SNR weight (B, F). `published` uses the eps form for all targets; `paper` is Hang et al. 2023, per target."""
+    """
+    Min-SNR weight (B, T) of squared errors, SNR = (alpha / sigma)^2. Hang et al. 2023: that of x0 counts
+    min(SNR, gamma) times. That of v is SNR + 1 times as large, that of eps SNR times, so `paper` divides:
+        x: min(SNR, gamma)      v: min(SNR, gamma) / (SNR + 1)      eps: min(SNR, gamma) / SNR
+    `published` is the form of eps for all targets, because the authors' code does so: 1 at pure noise, where
+    `paper` is 0 for v and x.
+    """
     if gamma == 0 or pred == 'flow':
         return torch.ones_like(alpha)
     snr = (alpha ** 2 / (sigma ** 2).clamp(min=1e-12)).clamp(min=1e-8)
     clamped = snr.clamp(max=gamma)
-    if form == 'published' or pred == 'eps':
-        return clamped / snr
-    return clamped / (snr + 1) if pred == 'v' else clamped
+    paper = {'x': clamped, 'v': clamped / (snr + 1), 'eps': clamped / snr}
+    return {'published': paper['eps'], 'paper': paper[pred]}[form]
 
 
-def scheduling_matrix(mode, n, steps, T):
+def scheduling_matrix(mode, T, steps, timesteps):
     """
-    Levels t of n new frames, (rows, n) int64, -1 = clean. Row to row is one network call. Column k runs down the same
-    grid T-1 ... -1, but starts k * delay rows later: delay 0 denoises all frames at once, 1 makes a staircase
-    (pyramid), `steps` finishes a frame before the next begins. sequential, n = 2, steps = 2, T = 1000:
+    Levels of T new frames, (rows, T) int64, -1 = clean. Row to row is one network call. Each column runs down
+    the grid timesteps - 1 ... -1, `delay` rows after the one before: 0 denoises all frames at once, 1 makes a
+    staircase (pyramid), `steps` finishes a frame before the next begins. With T = 1 nothing is delayed, so
+    all modes are the same. sequential, T = 2, steps = 2, timesteps = 1000:
     [999 999] [499 999] [-1 999] [-1 499] [-1 -1]
     """
-    delays = {'full_sequence': 0, 'pyramid': 1, 'sequential': steps}
-    assert mode in delays, f'sampling = {mode!r}: choose one of {", ".join(delays)}'
-    assert 1 <= steps <= T, f'sample_steps = {steps}: must lie in 1..timesteps = {T}'
-    delay = delays[mode]
-    done = torch.arange(steps + delay * (n - 1) + 1)[:, None] - delay * torch.arange(n)     # steps behind each frame
-    return (steps - done).clamp(0, steps) * T // steps - 1
+    assert 1 <= steps <= timesteps, f'sample_steps = {steps}: must lie in 1..timesteps = {timesteps}'
+    delay = {'full_sequence': 0, 'pyramid': 1, 'sequential': steps}[mode]
+    done = torch.arange(steps + delay * (T - 1) + 1)[:, None] - delay * torch.arange(T)   # steps taken
+    return (steps - done).clamp(0, steps) * timesteps // steps - 1
 
 
 # ---- the network, smallest piece first ----
@@ -169,16 +227,16 @@ def timestep_embedding(t, dim=256):
     return torch.cat([angle.cos(), angle.sin()], -1)
 
 
-def rope_angles(position, n):
-    """n rotation angles for each position (N,) -> (N, n)."""
-    return position[:, None].float() * 10000 ** (-torch.arange(n) / n)
+def rope_angles(position, count):
+    """`count` rotation angles for each position (L,) -> (L, count)."""
+    return position[:, None].float() * 10000 ** (-torch.arange(count) / count)
 
 
 def apply_rope(x, table):
-    """Rotate the first half of the head against the second. x (..., N, hs); table (2, N, hs/2): cos, sin."""
+    """Turn the first half of a head against the second. x (..., L, head); table (2, L, head/2): cos, sin."""
     cos, sin = table.to(x.dtype)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 def modulate(x, shift, scale):
@@ -205,23 +263,23 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(cfg.hidden // cfg.heads)
 
     def forward(self, x, rope, causal, past=None):
-        """x (B, N, h); past = (k, v) of earlier tokens -> output (B, N, h) and the rotated (k, v) of these N tokens."""
-        B, N, h = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)   # each (B, nh, N, hs)
+        """x (S, L, D): S sequences of L tokens; past: (k, v) of earlier ones -> like x, the (k, v) of x."""
+        S, L, D = x.shape
+        q, k, v = self.qkv(x).view(S, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)   # (S, heads, L, D/heads)
         q, k = apply_rope(self.q_norm(q), rope), apply_rope(self.k_norm(k), rope)
         new = (k, v)
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         y = causal_attention(q, k, v) if causal else F.scaled_dot_product_attention(q, k, v)
-        return self.proj(y.transpose(1, 2).reshape(B, N, h)), new
+        return self.proj(y.transpose(1, 2).reshape(S, L, D)), new
 
 
 def causal_attention(q, k, v):
-    """The N queries are the last N of the M keys; each sees itself and what came before."""
-    N, M = q.shape[2], k.shape[2]
-    if N == M:
+    """The L queries are the last L of the M keys; each sees itself and what came before."""
+    L, M = q.shape[2], k.shape[2]
+    if L == M:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    mask = torch.ones(N, M, dtype=torch.bool, device=q.device).tril(M - N)
+    mask = torch.ones(L, M, dtype=torch.bool, device=q.device).tril(M - L)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
@@ -234,12 +292,13 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(cfg.hidden, cfg.hidden)
 
     def forward(self, x, context, causal):
-        """x (B, N, h) looks at context (B, M, h): no positions, no qk-norm."""
-        B, N, h = x.shape
-        q = self.q(x).view(B, N, self.heads, -1).transpose(1, 2)                                  # (B, nh, N, hs)
-        k, v = self.kv(context).view(B, context.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)   # (B, nh, M, hs)
+        """x (S, L, D) looks at context (S, M, D): no positions, no qk-norm."""
+        S, L, D = x.shape
+        M = context.shape[1]
+        q = self.q(x).view(S, L, self.heads, -1).transpose(1, 2)                      # (S, heads, L, D/heads)
+        k, v = self.kv(context).view(S, M, 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # (S, heads, M, D/heads)
         y = causal_attention(q, k, v) if causal else F.scaled_dot_product_attention(q, k, v)
-        return self.proj(y.transpose(1, 2).reshape(B, N, h))
+        return self.proj(y.transpose(1, 2).reshape(S, L, D))
 
 
 class SwiGLU(nn.Module):
@@ -253,9 +312,9 @@ class SwiGLU(nn.Module):
         return self.w3(F.silu(self.w1(x)) * self.w2(x))
 
 
-def modulation(hidden, n):
-    """SiLU and the linear map from a condition to n vectors of width hidden."""
-    return nn.Sequential(nn.SiLU(), nn.Linear(hidden, n * hidden))
+def modulation(hidden, count):
+    """SiLU and the linear map from a condition to `count` vectors of width hidden."""
+    return nn.Sequential(nn.SiLU(), nn.Linear(hidden, count * hidden))
 
 
 class Block(nn.Module):
@@ -267,53 +326,58 @@ class Block(nn.Module):
         self.attn = Attention(cfg)
         self.mlp = SwiGLU(cfg)
         self.adaLN_modulation = modulation(cfg.hidden, 6)
-        if cfg.injection == 'adaln':
+        if cfg.injection in ('additive', 'adaln_fuse'):
+            pass                             # these two add to what is there: no weights
+        elif cfg.injection == 'adaln':
             self.action_adaLN_modulation = modulation(cfg.hidden, 6)
-        if cfg.injection == 'film':
+        elif cfg.injection == 'film':
             self.film_modulation = modulation(cfg.hidden, 2)
-        if cfg.injection == 'cross_attention':
+        elif cfg.injection == 'cross_attention':
             self.cross_attn = CrossAttention(cfg)
             self.cross_gate = nn.Parameter(torch.ones(cfg.hidden))
+        else:                                # or it would train blind to the actions
+            raise ValueError(f'injection = {cfg.injection!r}: in INJECTIONS, but Block has no code for it')
 
     def forward(self, x, c, e, rope, past=None):
         """
-        x (B, F, P, h); c (B, F, 1, h) noise level; e (B, F', 1, h) action that led to each frame, the last F of them
-        belong to x. -> x and the attention's (k, v). Everything but attention is per frame and broadcasts over P.
+        x (B, T, P, D); c (B, T, 1, D) noise level; e (B, start+T, 1, D) the action that led to each frame of
+        the window, the last T of them to those of x. -> x, the attention's (k, v). All but attention is per
+        frame and broadcasts over P.
         """
-        a = e[:, -x.shape[1]:]                                       # (B, F, 1, h)
+        own = e[:, -x.shape[1]:]                                     # (B, T, 1, D)
         if self.injection == 'additive':
-            x = x + a
+            x = x + own
         if self.injection == 'adaln_fuse':
-            c = c + a
-        mod = self.adaLN_modulation(c)                               # (B, F, 1, 6h)
+            c = c + own
+        mod = self.adaLN_modulation(c)                               # (B, T, 1, 6D)
         if self.injection == 'adaln':
-            mod = mod + self.action_adaLN_modulation(a)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = mod.chunk(6, -1)      # for attention, for the MLP
-        y, new = self.attn(self.fold(modulate(x, shift_a, scale_a)), rope, self.time, past)
-        x = x + gate_a * self.unfold(y, x)
+            mod = mod + self.action_adaLN_modulation(own)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = mod.chunk(6, -1)    # _attention, _mlp
+        y, new = self.attn(self.to_sequences(modulate(x, shift_a, scale_a)), rope, self.time, past)
+        x = x + gate_a * self.to_frames(y, x)
         if self.injection == 'film':
-            gamma, beta = self.film_modulation(a).chunk(2, -1)
+            gamma, beta = self.film_modulation(own).chunk(2, -1)
             x = (1 + gamma) * x + beta
         x = x + gate_m * self.mlp(modulate(x, shift_m, scale_m))
         if self.injection == 'cross_attention':
             if self.time:
-                context = self.fold(e.expand(-1, -1, x.shape[2], -1))                  # (B*P, F', h)
+                context = self.to_sequences(e.expand(-1, -1, x.shape[2], -1))    # (B*P, start+T, D)
             else:
-                context = a.flatten(0, 1)                                              # (B*F, 1, h): a single token
-            y = self.cross_attn(self.fold(modulate(x, 0, 0)), context, self.time)      # 0, 0: a plain LayerNorm
-            x = x + self.cross_gate * self.unfold(y, x)
+                context = own.flatten(0, 1)                                      # (B*T, 1, D): a single token
+            y = self.cross_attn(self.to_sequences(modulate(x, 0, 0)), context, self.time)      # LayerNorm(x)
+            x = x + self.cross_gate * self.to_frames(y, x)
         return x, new
 
-    def fold(self, x):                                               # (B, F, P, h) -> sequences of patches or frames
+    def to_sequences(self, x):                                   # (B, T, P, D) -> (B*P, T, D) or (B*T, P, D)
         return x.transpose(1, 2).flatten(0, 1) if self.time else x.flatten(0, 1)
 
-    def unfold(self, y, like):                                       # and back to the shape of `like`
-        B, n, P, h = like.shape
-        return y.view(B, P, n, h).transpose(1, 2) if self.time else y.view(B, n, P, h)
+    def to_frames(self, y, like):                                # and back to the shape of `like`
+        B, T, P, D = like.shape
+        return y.view(B, P, T, D).transpose(1, 2) if self.time else y.view(B, T, P, D)
 
 
 class Embedder(nn.Module):
-    """Linear-SiLU-Linear: for the sinusoids of t and for the actions. A class for the sake of the published keys."""
+    """Linear-SiLU-Linear: for the sinusoids of t and for actions. A class because of the published keys."""
 
     def __init__(self, n_in, hidden):
         super().__init__()
@@ -328,8 +392,8 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(cfg.channels, cfg.hidden, cfg.patch, stride=cfg.patch)
 
-    def forward(self, x):                                            # (B, F, C, H, W)
-        y = self.proj(x.flatten(0, 1)).flatten(2).transpose(1, 2)    # (B*F, P, h), row-major
+    def forward(self, x):                                            # (B, T, C, H, W)
+        y = self.proj(x.flatten(0, 1)).flatten(2).transpose(1, 2)    # (B*T, P, D), row-major
         return y.view(*x.shape[:2], *y.shape[1:])
 
 
@@ -344,28 +408,26 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(x, shift, scale))
 
 
-# ---- the model ----
-
 class Model(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         check(cfg)
         self.cfg = cfg
-        h, hs = cfg.hidden, cfg.hidden // cfg.heads
+        D, head = cfg.hidden, cfg.hidden // cfg.heads                # numbers per token, and per head of it
         rows, cols = cfg.height // cfg.patch, cfg.width // cfg.patch
-        self.pos_embed = nn.Parameter(torch.zeros(1, rows * cols, h))
-        self.temp_embed = nn.Parameter(torch.zeros(1, cfg.num_frames, h))
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows * cols, D))
+        self.temp_embed = nn.Parameter(torch.zeros(1, cfg.num_frames, D))
         self.x_embedder = PatchEmbed(cfg)
-        self.t_embedder = Embedder(256, h)
-        self.action_embedder = Embedder(cfg.frame_skip * cfg.action_dim, h)
+        self.t_embedder = Embedder(256, D)
+        self.action_embedder = Embedder(cfg.frame_skip * cfg.action_dim, D)
         self.blocks = nn.ModuleList([Block(cfg, time=i % 2 == 1) for i in range(cfg.depth)])
         self.final_layer = FinalLayer(cfg)
-        # train-split statistics of the raw action; train.py fills them from meta.json, the checkpoint keeps them
+        # of recorded actions; train.py fills them from meta.json's train split, the checkpoint keeps them
         self.register_buffer('action_mean', torch.zeros(cfg.action_dim))
         self.register_buffer('action_std', torch.ones(cfg.action_dim))
-        patch = torch.arange(rows * cols)
-        space = torch.cat([rope_angles(patch // cols, hs // 4), rope_angles(patch % cols, hs // 4)], 1)
-        time = rope_angles(torch.arange(cfg.num_frames), hs // 2)
+        place = torch.arange(rows * cols)
+        space = torch.cat([rope_angles(place // cols, head // 4), rope_angles(place % cols, head // 4)], 1)
+        time = rope_angles(torch.arange(cfg.num_frames), head // 2)
         alpha, sigma = noise_schedule(cfg.pred, cfg.schedule, cfg.ztsnr, cfg.timesteps)
         for name, table in [('rope_space', torch.stack([space.cos(), space.sin()])),
                             ('rope_time', torch.stack([time.cos(), time.sin()])),
@@ -374,100 +436,112 @@ class Model(nn.Module):
         self.init_weights()
 
     def init_weights(self):
-        """Zero modulation and output layer: at first blocks add nothing (but the action), and the output is 0."""
-        for m in self.modules():
-            if isinstance(m, (nn.Linear, nn.Conv2d)):
-                nn.init.xavier_uniform_(m.weight.view(m.weight.shape[0], -1))
-                if m.bias is not None: nn.init.zeros_(m.bias)
-        for p in (self.pos_embed, self.temp_embed, self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight):
-            nn.init.normal_(p, std=0.02)
-        for name, m in self.named_modules():
+        """Zero modulation and output layer: at first blocks add nothing but the action, the output is 0."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        first, _, last = self.t_embedder.mlp
+        for weight in (self.pos_embed, self.temp_embed, first.weight, last.weight):
+            nn.init.normal_(weight, std=0.02)
+        for name, module in self.named_modules():
             if name.endswith(('modulation.1', 'cross_attn.proj', 'final_layer.linear')):
-                nn.init.zeros_(m.weight)
-                nn.init.zeros_(m.bias)
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
 
     def net(self, x, t, action, start=0, kv=None):
         """
-        The network alone. x (B, F, C, H, W) are frames start..start+F-1 of a window, t (B, F) their noise levels.
-        action (B, >= start+F-1, k*A), normalised, of the window from its frame 0 on; what is taken at the last frame
-        or later is not looked at. -> (B, F, C, H, W).
-        kv: temporal keys and values of the frames before `start`, one (k, v) per temporal block, or [] when there are
-        none; then returns (output, the same list for these frames) for the caller to concatenate. So a sampler can keep
-        what finished frames computed; ours does not yet.
+        The network alone. x (B, T, C, H, W) are frames start..start+T-1 of a window, t (B, T) their levels.
+        action (B, >= start+T-1, skip*A), normalised, of the window from its frame 0 on; what is taken at the
+        last frame or later is not looked at. -> (B, T, C, H, W).
+        kv: temporal keys and values of the frames before `start`, one (k, v) per temporal block, or [] when
+        there are none; then returns (output, the same list for these frames) for the caller to concatenate.
+        So a sampler can keep what settled frames computed; ours does not yet. Context settles at once, at the
+        level it is shown at; a new frame only at t = 0, in the call after its last step, because that step
+        still saw it noisy. When the window slides a cache is void: each frame gets another temp_embed and
+        rotation, the first loses its action, and finished frames become context.
         """
-        B, n = x.shape[:2]
-        assert start + n <= self.cfg.num_frames, \
-            f'frames {start}..{start + n - 1} in a window of num_frames = {self.cfg.num_frames}; shorten the window'
-        assert action.shape[1] >= start + n - 1, \
-            f'{action.shape[1]} actions for {start + n} frames; give one for each step between them'
-        e = self.action_embedder(action[:, :start + n - 1])
-        e = F.pad(e, (0, 0, 1, 0))[:, :, None]                       # (B, start+F, 1, h): e_f embeds a_{f-1}, e_0 = 0
-        c = self.t_embedder(timestep_embedding(t))[:, :, None]       # (B, F, 1, h)
-        x = self.x_embedder(x) + self.pos_embed                      # (B, F, P, h)
-        rope_time, new = self.rope_time[:, start:start + n], []
+        B, T = x.shape[:2]
+        assert start + T <= self.cfg.num_frames, \
+            f'frames {start}..{start + T - 1}, but num_frames = {self.cfg.num_frames}; shorten the window'
+        assert action.shape[1] >= start + T - 1, \
+            f'{action.shape[1]} actions for {start + T} frames; give one for each step between them'
+        # e[:, i] embeds action[:, i-1], which led to frame i. e[:, 0] = 0, because a training sample does not
+        # hold what was done before it; so a sampler must not show it, either
+        e = self.action_embedder(action[:, :start + T - 1])
+        e = F.pad(e, (0, 0, 1, 0))[:, :, None]                       # (B, start+T, 1, D)
+        c = self.t_embedder(timestep_embedding(t))[:, :, None]       # (B, T, 1, D)
+        x = self.x_embedder(x) + self.pos_embed                      # (B, T, P, D)
+        rope_time, new = self.rope_time[:, start:start + T], []
         for i, block in enumerate(self.blocks):
             if i == 1:                                               # once, before the first block in time
-                x = x + self.temp_embed[:, start:start + n, None]
+                x = x + self.temp_embed[:, start:start + T, None]
             past = kv[i // 2] if kv and block.time else None
             x, pair = block(x, c, e, rope_time if block.time else self.rope_space, past)
-            if block.time: new.append(pair)
+            if block.time:
+                new.append(pair)
         out = self.unpatchify(self.final_layer(x, c))
         return out if kv is None else (out, new)
 
-    def unpatchify(self, x):                                         # (B, F, P, p*p*C) -> (B, F, C, H, W)
-        B, n, _, _ = x.shape
-        p, rows, cols = self.cfg.patch, self.cfg.height // self.cfg.patch, self.cfg.width // self.cfg.patch
-        x = x.view(B, n, rows, cols, p, p, self.cfg.channels).permute(0, 1, 6, 2, 4, 3, 5)
-        return x.reshape(B, n, self.cfg.channels, rows * p, cols * p)
+    def unpatchify(self, x):                                     # (B, T, P, patch*patch*C) -> (B, T, C, H, W)
+        B, T, _, _ = x.shape
+        C, patch = self.cfg.channels, self.cfg.patch
+        rows, cols = self.cfg.height // patch, self.cfg.width // patch
+        x = x.view(B, T, rows, cols, patch, patch, C).permute(0, 1, 6, 2, 4, 3, 5)
+        return x.reshape(B, T, C, rows * patch, cols * patch)
 
     # ---- data units <-> model units ----
 
     def encode(self, batch):
-        """batch['latent'] (B, F, C, h, w), as it is, or batch['video'] (B, F, H, W, C) uint8 or float -> [-1, 1]."""
+        """batch['latent'] (B, T, C, H, W), as it is, or batch['video'] (B, T, H, W, C), 0..255 -> [-1, 1]."""
         if self.cfg.input == 'latent':
             return batch['latent'].float()
         return batch['video'].float().permute(0, 1, 4, 2, 3) / 127.5 - 1
 
     def decode(self, x):
-        """(..., C, H, W) -> latents as they are, or pixels (..., H, W, C) float32 in [0, 255], not rounded."""
+        """(..., C, H, W) -> latents as they are, or pixels (..., H, W, C) float32, 0..255, not rounded."""
         if self.cfg.input == 'latent':
             return x.float()
         return ((x.float().movedim(-3, -1) + 1) * 127.5).clamp(0, 255)
 
     def fold_action(self, action):
-        """Raw actions (B, n*k, A) or already folded (B, n, k*A) -> normalised (B, n, k*A)."""
-        A, kA = self.cfg.action_dim, self.cfg.frame_skip * self.cfg.action_dim
-        assert action.shape[-1] in (A, kA), f'actions of {action.shape[-1]} numbers; give {A} (raw) or {kA} (folded)'
-        B, n = action.shape[0], action[0].numel() // kA
-        a = (action.float().reshape(B, -1, A) - self.action_mean) / self.action_std
-        return a.reshape(B, n, kA)
+        """Actions in data units (B, T*skip, A), or folded (B, T, skip*A) -> normalised (B, T, skip*A)."""
+        A, folded = self.cfg.action_dim, self.cfg.frame_skip * self.cfg.action_dim
+        assert action.shape[-1] in (A, folded), f'actions of {action.shape[-1]} numbers; give {A} or {folded}'
+        B, T = action.shape[0], action[0].numel() // folded
+        normal = (action.float().reshape(B, -1, A) - self.action_mean) / self.action_std
+        return normal.reshape(B, T, folded)
 
     # ---- training ----
 
     def forward(self, batch):
-        """batch: video or latent, action (B, F*k, A); t (B, F) and noise (B, F, C, H, W) are drawn unless given."""
+        """batch: video or latent, action (B, T*skip, A); t (B, T), noise (B, T, C, H, W) or we draw them."""
         x0 = self.encode(batch)
         t = batch['t'] if 't' in batch else self.draw_t(*x0.shape[:2])
         eps = batch['noise'] if 'noise' in batch else torch.randn_like(x0)
         loss, mse = self.loss(x0, self.fold_action(batch['action']), t, eps)
         return {'loss': loss.mean(), 'mse': mse.mean().detach()}
 
-    def draw_t(self, B, n):
-        """Noise levels (B, n) int64, independent per frame: this is diffusion forcing."""
-        cfg, T, device = self.cfg, self.cfg.timesteps, self.alpha.device
+    def draw_t(self, B, T):
+        """Noise levels (B, T) int64, independent per frame: this is diffusion forcing."""
+        cfg, device, top = self.cfg, self.alpha.device, self.cfg.timesteps - 1
         if cfg.t_sampling == 'logit_normal':
-            t = (torch.randn(B, n, device=device).sigmoid() * T).long().clamp(max=T - 1)
+            t = (torch.randn(B, T, device=device).sigmoid() * cfg.timesteps).long().clamp(max=top)
+        elif cfg.t_sampling == 'uniform':
+            t = torch.randint(cfg.timesteps, (B, T), device=device)
         else:
-            t = torch.randint(T, (B, n), device=device)
-        target = torch.arange(n, device=device) >= cfg.n_context
+            raise ValueError(f't_sampling = {cfg.t_sampling!r}: no such draw here')
+        target = torch.arange(T, device=device) >= cfg.n_context
+        # sampling starts at `top`, but logit_normal draws that with probability 2.5e-12: in practice, never
         if cfg.p_noise > 0:
-            t = torch.where(target & (torch.rand(B, n, device=device) < cfg.p_noise), T - 1, t)
-        if cfg.context_t > 0:
-            t = torch.where(target, t, torch.randint(cfg.context_t + 1, (B, n), device=device))
+            t = torch.where(target & (torch.rand(B, T, device=device) < cfg.p_noise), top, t)
+        if cfg.context_t > 0:    # because sampling shows a context that is nearly clean
+            t = torch.where(target, t, torch.randint(cfg.context_t + 1, (B, T), device=device))
         return t
 
     def q_sample(self, x0, t, eps):
-        """Noise clean frames to levels t (B, F)."""
+        """Noise clean frames to levels t (B, T)."""
         alpha, sigma = self.levels(t)
         return alpha * x0 + sigma * eps
 
@@ -476,87 +550,95 @@ class Model(nn.Module):
         return self.alpha[t + 1][..., None, None, None], self.sigma[t + 1][..., None, None, None]
 
     def loss(self, x0, action, t, eps):
-        """x0, eps (B, F, C, H, W); action (B, F, k*A) normalised; t (B, F) -> weighted loss (B,), plain mse (B,)."""
+        """x0, eps (B, T, C, H, W); action (B, T, skip*A) normalised; t (B, T) -> loss and plain mse, (B,)."""
         cfg = self.cfg
         alpha, sigma = self.levels(t)
         out = self.net(self.q_sample(x0, t, eps), t, action).float()
-        error = (out - target_of(cfg.pred, x0, eps, alpha, sigma)).pow(2).mean((2, 3, 4))            # (B, F)
+        error = (out - target_of(cfg.pred, x0, eps, alpha, sigma)).pow(2).mean((2, 3, 4))     # (B, T)
         weight = snr_weight(cfg.snr_form, cfg.pred, self.alpha[t + 1], self.sigma[t + 1], cfg.snr_gamma)
         if not cfg.context_loss:
             error, weight = error[:, cfg.n_context:], weight[:, cfg.n_context:]
         mse = error.mean(1)
-        # the published loss averages the weights over frames first, so a frame's weight does not meet its own error
-        return (mse * weight.mean(1) if cfg.snr_form == 'published' else (error * weight).mean(1)), mse
+        if cfg.snr_form == 'published':      # averages weights first: a frame's does not meet its own error
+            return mse * weight.mean(1), mse
+        return (error * weight).mean(1), mse
 
     # ---- dreaming ----
 
     @torch.no_grad()
-    def denoise(self, x, action, rows, n_context, t_context=0, eta=0.0, generator=None):
+    def denoise(self, x, action, matrix, n_context, t_context=0, eta=0.0, generator=None):
         """
-        Walk down a scheduling matrix. x (B, F, C, H, W): first n_context frames of context, already at level t_context,
-        then pure noise; action (B, >= F-1, k*A) normalised; rows (R, F - n_context). -> x denoised, context as given.
+        Walk down a scheduling matrix (rows, T - n_context). x (B, T, C, H, W): n_context frames of context as
+        they are shown, at t_context, then noise; action (B, >= T-1, skip*A) normalised. -> x, denoised.
         """
-        assert x.shape[1] == n_context + rows.shape[1], \
-            f'{x.shape[1]} frames, but {n_context} of context + {rows.shape[1]} columns of the scheduling matrix'
-        rows = rows.to(x.device)
+        assert x.shape[1] == n_context + matrix.shape[1], \
+            f'{x.shape[1]} frames, but {n_context} of context + {matrix.shape[1]} columns of the matrix'
+        matrix = matrix.to(x.device)
         level = torch.full((n_context,), t_context, device=x.device)
-        for now, then in zip(rows[:-1], rows[1:]):
-            t = torch.cat([level, now.clamp(min=0)]).expand(x.shape[0], -1)       # a finished frame is shown at t = 0
+        for now, then in zip(matrix[:-1], matrix[1:]):
+            # a finished frame (-1) is shown at t = 0, because training never embeds -1. It is not noised to
+            # t_context: that is for context, where the errors of earlier windows pile up
+            t = torch.cat([level, now.clamp(min=0)]).expand(x.shape[0], -1)
             out = self.net(x, t, action)[:, n_context:].float()
             new = x[:, n_context:]
             alpha, sigma = self.levels(now)
             x0, eps = estimates(self.cfg.pred, out, new, alpha, sigma)
             z = torch.randn(new.shape, generator=generator, device=x.device) if eta else None
             step = ddim_step(x0, eps, alpha, sigma, *self.levels(then), eta, z)
-            moved = (now != then)[:, None, None, None]                            # waiting and finished frames stay
+            moved = (now != then)[:, None, None, None]               # waiting and finished frames stay
             x = torch.cat([x[:, :n_context], torch.where(moved, step, new)], 1)
         return x
 
     def context_level(self, history_level=None):
-        """The level at which context is shown: history_level of T-1, or the middle of what training used."""
+        """The t at which context is shown, by default cfg's; -1 asks for the middle of what training used."""
         level = self.cfg.history_level if history_level is None else history_level
         return self.cfg.context_t // 2 if level < 0 else round(level * (self.cfg.timesteps - 1))
 
     @torch.no_grad()
-    def rollout(self, context, action, noise=None, history=0, stride=1, sampling='', sample_steps=0,
-                history_level=None, eta=0.0, generator=None, progress=iter):
+    def rollout(self, context, action, noise=None, history=0, stride=1, generator=None, progress=iter):
         """
-        Imagine K frames for each of N candidate futures by a sliding window.
-        context: video (B, H, h, w, C) or latent (B, H, C, h, w), with action (B, H-1, k*A) between these frames;
-        action (B, N, K, k*A) raw: action[:, :, 0] is taken at the last context frame. -> the new frames (B, N, K, ...).
-        history: frames of context per window (default num_frames - stride); stride: new frames per window.
-        noise (B, K, C, h, w), model units: initial noise, shared by the N futures so that only actions tell them apart.
-        progress: wraps the range of windows, e.g. in a tqdm bar.
+        Imagine K frames for each of N candidate futures by a sliding window; cfg's SAMPLING keys say how.
+        context: T frames given, video (B, T, H, W, C) or latent (B, T, C, H, W), with action (B, T-1, skip*A)
+        between them; action (B, N, K, skip*A): action[:, :, 0] is taken at the last context frame. All this
+        is in data units, and so is the result: {'video' or 'latent': the new frames (B, N, K, ...)}.
+        history: frames of context per window, 0 = num_frames - stride. stride: new frames per window; with 1
+        cfg.sampling changes nothing, because its modes differ in the order of the new frames of a window.
+        noise (B, K, C, H, W), model units: what new frames start from, shared by the N futures, because only
+        their actions shall tell them apart. progress: wraps the range of windows, e.g. in a tqdm bar.
         """
         cfg = self.cfg
-        assert 1 <= stride < cfg.num_frames, f'stride = {stride}: must lie in 1..{cfg.num_frames - 1}, num_frames - 1'
+        if not 1 <= stride < cfg.num_frames:
+            raise ValueError(f'stride = {stride}: must lie in 1..{cfg.num_frames - 1}, below num_frames')
         history = history or cfg.num_frames - stride
-        assert 1 <= history <= cfg.num_frames - stride, \
-            f'history {history} + stride {stride} frames, but the model sees num_frames = {cfg.num_frames}'
-        x = self.encode(context)                                     # (B, H, C, h, w)
-        B, H, *shape = x.shape
+        if not 1 <= history <= cfg.num_frames - stride:
+            raise ValueError(f'history = {history}: must lie in 1..{cfg.num_frames - stride} at {stride = }')
+        x = self.encode(context)                                     # (B, T, C, H, W)
+        B, given, *shape = x.shape
         N, K = action.shape[1:3]
         draw = dict(generator=generator, device=x.device)
         noise = torch.randn(B, K, *shape, **draw) if noise is None else noise
-        renoise = torch.randn(B, H + K, *shape, **draw)              # one draw per frame, kept while it is context
-        t = self.context_level(history_level)
+        renoise = torch.randn(B, given + K, *shape, **draw)     # one draw per frame, kept while it is context
+        t = self.context_level()
 
         def spread(y):                                               # (B, ...) -> (B*N, ...)
             return y[:, None].expand(-1, N, *y.shape[1:]).flatten(0, 1)
         x, noise, renoise = spread(x), spread(noise), spread(renoise)
-        a = self.fold_action(torch.cat([spread(context['action']), action.flatten(0, 1)], 1))      # (B*N, H-1+K, k*A)
-        for first in progress(range(0, K, stride)):
-            n, last = min(stride, K - first), x.shape[1]
-            lo = max(0, last - history)
-            past = x[:, lo:]
+        action = torch.cat([spread(context['action']), action.flatten(0, 1)], 1)
+        action = self.fold_action(action)                            # (B*N, given-1+K, skip*A)
+        for done in progress(range(0, K, stride)):
+            count, end = min(stride, K - done), given + done         # frames to make, frames there are
+            start = max(0, end - history)
+            past = x[:, start:]
             if t > 0:                                                # t = 0: shown clean
-                past = self.q_sample(past, torch.full(past.shape[:2], t, device=x.device), renoise[:, lo:last])
-            rows = scheduling_matrix(sampling or cfg.sampling, n, sample_steps or cfg.sample_steps, cfg.timesteps)
-            window = torch.cat([past, noise[:, first:first + n]], 1)
-            # the action before the window is left out: training has none there either
-            new = self.denoise(window, a[:, lo:last + n - 1], rows, last - lo, t, eta, generator)[:, last - lo:]
-            x = torch.cat([x, new], 1)
-        return {cfg.input: self.decode(x[:, H:]).unflatten(0, (B, N))}
+                level = torch.full(past.shape[:2], t, device=x.device)
+                past = self.q_sample(past, level, renoise[:, start:end])
+            window = torch.cat([past, noise[:, done:done + count]], 1)
+            matrix = scheduling_matrix(cfg.sampling, count, cfg.sample_steps, cfg.timesteps)
+            # the action that led to the window's first frame is left out, as in training
+            between = action[:, start:end + count - 1]
+            window = self.denoise(window, between, matrix, end - start, t, cfg.eta, generator)
+            x = torch.cat([x, window[:, end - start:]], 1)
+        return {cfg.input: self.decode(x[:, given:]).unflatten(0, (B, N))}
 
     # ---- for train.py ----
 
@@ -566,32 +648,32 @@ class Model(nn.Module):
 
     def flops_per_sample(self):
         """
-        Matmul FLOPs of one training sample, forward + backward = 3 x forward. Per token and block: 16 h^2 weights (qkv
-        3, proj 1, MLP 12) and 2 h per attended token. Per frame and block: 6 h^2 of modulation, plus the injection's.
+        Matmul FLOPs of a training sample, 3 x forward. Per token and block: 16 D^2 of weights (qkv 3, proj 1,
+        MLP 12) and 2 D per attended token. Per frame and block: 6 D^2 of modulation. And the injection's.
         """
-        cfg, h, n = self.cfg, self.cfg.hidden, self.cfg.num_frames
-        P, kA = self.pos_embed.shape[1], self.cfg.frame_skip * self.cfg.action_dim
-        pixel = cfg.patch ** 2 * cfg.channels
-        token = cfg.depth * 16 * h * h + cfg.depth // 2 * 2 * h * (P + n) + 2 * pixel * h
-        frame = cfg.depth * 6 * h * h + 2 * h * h + 256 * h + h * h + kA * h + h * h
+        cfg, D, T, P = self.cfg, self.cfg.hidden, self.cfg.num_frames, self.pos_embed.shape[1]
+        inputs = cfg.frame_skip * cfg.action_dim
+        pixels = cfg.patch ** 2 * cfg.channels
+        token = cfg.depth * 16 * D * D + cfg.depth // 2 * 2 * D * (P + T) + 2 * pixels * D
+        frame = cfg.depth * 6 * D * D + 2 * D * D + 256 * D + D * D + inputs * D + D * D
         if cfg.injection in ('adaln', 'film'):
-            frame += cfg.depth * (6 if cfg.injection == 'adaln' else 2) * h * h
-        if cfg.injection == 'cross_attention':                       # kv per frame in space blocks, per token in time
-            token += cfg.depth * 2 * h * h + cfg.depth // 2 * (2 * h * h + 2 * h * (1 + n))
-            frame += cfg.depth // 2 * 2 * h * h
-        return 3 * 2 * n * (P * token + frame)
+            frame += cfg.depth * (6 if cfg.injection == 'adaln' else 2) * D * D
+        if cfg.injection == 'cross_attention':               # kv per frame in space blocks, per token in time
+            token += cfg.depth * 2 * D * D + cfg.depth // 2 * (2 * D * D + 2 * D * (1 + T))
+            frame += cfg.depth // 2 * 2 * D * D
+        return 3 * 2 * T * (P * token + frame)
 
 
 if __name__ == '__main__':   # lesson zero: the whole life of a model in seconds on a CPU
     torch.manual_seed(0)
-    cfg = Config(height=8, width=12, hidden=64, depth=4, heads=2, num_frames=3, sample_steps=4)
+    cfg = PRESETS['tiny']
     model = Model(cfg)
     count = sum(p.numel() for p in model.parameters())
     print(f'{count:,} parameters, {model.flops_per_sample() / 1e6:.1f} MFLOP per sample')
-    batch = {'latent': torch.randn(2, 3, 4, 8, 12), 'action': torch.randn(2, 3, 7)}
+    batch = example(cfg, batch_size=2)
     out = model(batch)
     out['loss'].backward()
-    print('loss', out['loss'].item(), '| grad of the output layer', model.final_layer.linear.weight.grad.norm().item())
+    print('loss', out['loss'].item(), '| its gradient', model.final_layer.linear.weight.grad.norm().item())
     context = {'latent': batch['latent'][:, :1], 'action': batch['action'][:, :0]}
-    dream = model.rollout(context, torch.randn(2, 5, 6, 7))['latent']
-    print('6 dreamed frames of 5 futures', tuple(dream.shape))
+    dream = model.rollout(context, action=torch.randn(2, 5, 6, cfg.action_dim))['latent']
+    print('6 dreamed frames of 5 futures for 2 clips', tuple(dream.shape))

@@ -1,5 +1,5 @@
 # Granular of DINO-WM, NanoWM-B/2: 26.08 dB published after 15k steps.
-# The launch script defaults to 8 GPUs (64 clips per step); the released checkpoint's epoch count means 16, as here.
+# The launch script defaults to 8 GPUs, 64 clips per step; the released checkpoint's epochs mean 16, as here.
 # Its 4-D actions were not normalised.
 inherit('rt1_b2.py')
 dataset = 'granular_sd'

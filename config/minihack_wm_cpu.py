@@ -1,6 +1,6 @@
 # NetHack in a 28x28 window: the README's default, minutes on two CPU cores.
-# One tile is one token, one true frame leads to one dreamed frame. Unlike the published recipe:
-# most targets at pure noise, where sampling starts, a context that is nearly clean, and the loss on the target alone.
+# One tile is one token, one true frame leads to one dreamed frame. Unlike the published recipe: most targets
+# at pure noise, where sampling starts, a context that is nearly clean, and the loss on the target alone.
 model = 'nanowm'
 dataset = 'minihack_pixels'
 out_dir = 'out/minihack_wm_cpu'

@@ -1,5 +1,5 @@
 # Wall of DINO-WM, NanoWM-B/2: 34.05 dB published after 15k steps.
-# The launch script defaults to 8 GPUs (64 clips per step); the released checkpoint's epoch count means 16, as here.
+# The launch script defaults to 8 GPUs, 64 clips per step; the released checkpoint's epochs mean 16, as here.
 # Its actions were not normalised. config/wall_cpu.py is the same world for a CPU.
 inherit('rt1_b2.py')
 dataset = 'wall_sd'

@@ -1,11 +1,12 @@
 """
-Check nanowm.py against golden files: outputs of the authors' implementation at a small size with random weights.
+Check nanowm.py against golden files: outputs of the authors' code at a small size with random weights.
 
     python tests/golden.py FILE...        prints the largest error of every output, exits 1 beyond tolerance
 
-A file holds `param.<state-dict key>`, inputs x (B,F,C,H,W), t (B,F), action (B,F,k*A), noise; outputs `forward` (the
-network on the raw x), `loss` and `mse` (B,) (on x noised to t), and `sample.<mode>.<level>` with the draws it used:
-`.init` for all frames and, for level > 0, `.ctx_noise`. The metadata tells the configuration.
+A file holds `param.<state-dict key>`, inputs x and noise (B, T, C, H, W), t (B, T), action (B, T, skip*A);
+outputs `forward` (the network on x as it is), `loss` and `mse` (B,) (on x noised to t), and
+`sample.<mode>.<level>` with the draws it used: `.init` for all frames and, for level > 0, `.ctx_noise`. The
+metadata tells the configuration.
 Tolerances are relative to the output: tol * max(1, max|reference|).
 """
 import os
@@ -30,10 +31,11 @@ def load(path):
     cfg = nanowm.Config(
         height=height, width=width, channels=channels, action_dim=tensors['action'].shape[-1],
         num_frames=int(meta['frames']), n_context=int(meta['n_context']), depth=int(meta['depth']),
-        hidden=int(meta['hidden']), heads=int(meta['heads']), patch=int(meta['patch']), injection=meta['injection'],
-        pred=OURS.get(meta['pred'], meta['pred']), schedule=OURS.get(meta['schedule'], meta['schedule']),
-        ztsnr=meta['zero_terminal_snr'] == 'True' and meta['pred'] != 'flow', snr_gamma=float(meta['snr_gamma']),
-        sample_steps=int(meta['sampling_steps']))
+        hidden=int(meta['hidden']), heads=int(meta['heads']), patch=int(meta['patch']),
+        injection=meta['injection'], pred=OURS.get(meta['pred'], meta['pred']),
+        schedule=OURS.get(meta['schedule'], meta['schedule']),
+        ztsnr=meta['zero_terminal_snr'] == 'True' and meta['pred'] != 'flow',
+        snr_gamma=float(meta['snr_gamma']), sample_steps=int(meta['sampling_steps']))
     model = nanowm.Model(cfg).eval()
     weights = {key[6:]: value for key, value in tensors.items() if key.startswith('param.')}
     missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -45,16 +47,18 @@ def load(path):
 @torch.no_grad()
 def outputs(model, g):
     """Recompute every output of a golden file. -> {name: tensor}"""
-    cfg, x, t, action, n = model.cfg, g['x'], g['t'], g['action'], model.cfg.n_context
+    cfg, x, t, action, given = model.cfg, g['x'], g['t'], g['action'], model.cfg.n_context
     out = {'forward': model.net(x, t, action)}
     out['loss'], out['mse'] = model.loss(x, action, t, g['noise'])
     for name in (key for key in g if key.startswith('sample.') and not key.endswith(('.init', '.ctx_noise'))):
         mode, level = name[7:].split('.', 1)
-        t_context, context = model.context_level(float(level)), x[:, :n]
+        t_context, context = model.context_level(float(level)), x[:, :given]
         if t_context > 0:
-            context = model.q_sample(context, torch.full(context.shape[:2], t_context), g[name + '.ctx_noise'])
-        rows = nanowm.scheduling_matrix(mode, x.shape[1] - n, cfg.sample_steps, cfg.timesteps)
-        out[name] = model.denoise(torch.cat([context, g[name + '.init'][:, n:]], 1), action, rows, n, t_context)
+            levels = torch.full(context.shape[:2], t_context)
+            context = model.q_sample(context, levels, g[name + '.ctx_noise'])
+        matrix = nanowm.scheduling_matrix(mode, x.shape[1] - given, cfg.sample_steps, cfg.timesteps)
+        start = torch.cat([context, g[name + '.init'][:, given:]], 1)
+        out[name] = model.denoise(start, action, matrix, given, t_context)
     return out
 
 

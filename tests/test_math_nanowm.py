@@ -1,46 +1,46 @@
-"""NanoWM: published numbers, closed forms, what must never break: causality, use of actions, one forward for all."""
+"""NanoWM: published numbers, closed forms, what must never break: causality, use of actions, one forward."""
 import glob
 import math
 import os
-import subprocess
-import sys
+from dataclasses import asdict, fields
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED
+from conftest import ROOT, SHARED, script
 from golden import check as check_golden
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import nanowm
-from nanowm import Config, Model, noise_schedule, scheduling_matrix
+from nanowm import INJECTIONS, PRESETS, Config, Model, noise_schedule, scheduling_matrix
 
-INJECTIONS = ('additive', 'adaln_fuse', 'adaln', 'film', 'cross_attention')
 GOLDEN = sorted(glob.glob(os.path.join(SHARED, 'reference', 'nanowm_*.safetensors')))
 
 
 def tiny(**kw):
     """A small model whose output depends on everything: no weight is zero."""
     torch.manual_seed(0)
-    cfg = Config(**(dict(height=8, width=12, channels=2, action_dim=3, depth=4, hidden=32, heads=2, num_frames=4) | kw))
-    model = Model(cfg)
+    small = dict(height=8, width=12, channels=2, action_dim=3, depth=4, hidden=32, heads=2, num_frames=4)
+    model = Model(Config(**small | kw))
     with torch.no_grad():
-        for p in model.parameters(): p.add_(torch.randn_like(p) * 0.1)
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
     return model.eval()
 
 
-def inputs(cfg, B=2, n=None):
-    n = n or cfg.num_frames
-    return (torch.randn(B, n, cfg.channels, cfg.height, cfg.width), torch.randint(1000, (B, n)),
-            torch.randn(B, n, cfg.frame_skip * cfg.action_dim))
+def inputs(cfg, B=2, T=0):
+    T = T or cfg.num_frames
+    return (torch.randn(B, T, cfg.channels, cfg.height, cfg.width), torch.randint(1000, (B, T)),
+            torch.randn(B, T, cfg.frame_skip * cfg.action_dim))
 
 
 # ---- published numbers ----
 
 @pytest.mark.parametrize('path', GOLDEN or [None], ids=lambda p: os.path.basename(p) if p else 'none')
 def test_golden(path):
-    if path is None: pytest.skip('no golden files beside the repository (../shared/reference)')
+    if path is None:
+        pytest.skip('no golden files beside the repository (../shared/reference)')
     rows = check_golden(path)
     assert len(rows) == 9
     for name, error, allowed in rows:
@@ -48,20 +48,18 @@ def test_golden(path):
 
 
 def test_golden_script_fails_on_a_wrong_number(tmp_path):
-    if not GOLDEN: pytest.skip('no golden files beside the repository (../shared/reference)')
+    if not GOLDEN:
+        pytest.skip('no golden files beside the repository (../shared/reference)')
     from safetensors import safe_open
     from safetensors.torch import save_file
     with safe_open(GOLDEN[0], 'pt') as f:
         tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
     tensors['forward'][0, 0, 0, 0, 0] += 1e-2
     save_file(tensors, tmp_path / 'wrong.safetensors', meta)
-    done = subprocess.run([sys.executable, 'tests/golden.py', tmp_path / 'wrong.safetensors'], cwd=ROOT,
-                          capture_output=True, text=True)
-    assert done.returncode == 1 and 'FAILED' in done.stdout and '1 outputs beyond tolerance' in done.stderr
+    out, err = script('tests/golden.py', tmp_path / 'wrong.safetensors', code=1)
+    assert 'FAILED' in out and '1 outputs beyond tolerance' in err
 
 
-SIZES = {'S': dict(depth=12, hidden=384, heads=6), 'B': dict(depth=12, hidden=768, heads=12),
-         'L': dict(depth=24, hidden=1024, heads=16)}
 DIMS = (2, 4, 7, 10, 51)
 COUNTS = {   # the authors' code on the meta device: 4 frames of 4x32x32 latents, patch 2, by action dimension
     ('S', 'additive'): (39_779_728, 39_780_496, 39_781_648, 39_782_800, 39_798_544),
@@ -78,30 +76,31 @@ COUNTS = {   # the authors' code on the meta device: 4 frames of 4x32x32 latents
     ('L', 'cross_attention'): (659_447_824, 659_449_872, 659_452_944, 659_456_016, 659_498_000)}
 
 
-@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('size', 'SBL')
 @pytest.mark.parametrize('injection', INJECTIONS)
 def test_parameter_counts(size, injection):
     def count(**kw):
         with torch.device('meta'):
-            return sum(p.numel() for p in Model(Config(injection=injection, **SIZES[size], **kw)).parameters())
+            model = Model(Config(**asdict(PRESETS[size]) | dict(injection=injection, **kw)))
+        return sum(p.numel() for p in model.parameters())
     expected = COUNTS[size, injection.replace('adaln_fuse', 'additive')]
     assert tuple(count(action_dim=a) for a in DIMS) == expected
-    assert count(action_dim=51, num_frames=16) == expected[-1] + 12 * SIZES[size]['hidden']
+    assert count(action_dim=51, num_frames=16) == expected[-1] + 12 * PRESETS[size].hidden
 
 
 def test_state_dict_keys():
     keys = set(tiny(injection='cross_attention').state_dict())
     both = ('weight', 'bias')
     block = {f'attn.{m}.{p}' for m in ('qkv', 'proj') for p in both} | {f'attn.{m}_norm.weight' for m in 'qk'}
-    block |= {'mlp.w1.weight', 'mlp.w2.weight', 'mlp.w3.weight', 'adaLN_modulation.1.weight', 'adaLN_modulation.1.bias'}
+    block |= {f'mlp.{m}.weight' for m in ('w1', 'w2', 'w3')} | {f'adaLN_modulation.1.{p}' for p in both}
     block |= {f'cross_attn.{m}.{p}' for m in ('q', 'kv', 'proj') for p in both} | {'cross_gate'}
     expected = {f'blocks.{i}.{name}' for i in range(4) for name in block}
     expected |= {f'{m}.mlp.{i}.{p}' for m in ('t_embedder', 'action_embedder') for i in (0, 2) for p in both}
-    expected |= {f'{m}.{p}' for m in ('x_embedder.proj', 'final_layer.linear', 'final_layer.adaLN_modulation.1')
-                 for p in ('weight', 'bias')}
+    layers = ('x_embedder.proj', 'final_layer.linear', 'final_layer.adaLN_modulation.1')
+    expected |= {f'{m}.{p}' for m in layers for p in both}
     assert keys == expected | {'pos_embed', 'temp_embed', 'action_mean', 'action_std'}
     with torch.device('meta'):
-        sizes = {i: len(Model(Config(injection=i)).state_dict()) - 2 for i in INJECTIONS}     # -2: our statistics
+        sizes = {i: len(Model(Config(injection=i)).state_dict()) - 2 for i in INJECTIONS}   # - 2 of our own
     assert sizes == {'additive': 148, 'adaln_fuse': 148, 'adaln': 172, 'film': 172, 'cross_attention': 232}
 
 
@@ -140,9 +139,10 @@ def test_paper_snr_weight():
 def test_flops_against_torch(injection):
     model = tiny(injection=injection)
     x, t, action = inputs(model.cfg, B=1)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it cannot see into the fused one
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):   # fused ones hide
         model.net(x, t, action)
-    assert model.flops_per_sample() == pytest.approx(3 * counter.get_total_flops(), rel=0.005)   # last action: unused
+    counted = 3 * counter.get_total_flops()
+    assert model.flops_per_sample() == pytest.approx(counted, rel=0.005)      # the last action is not used
 
 
 # ---- the network ----
@@ -159,7 +159,7 @@ def test_causal(injection):
         action2[:, f:] = torch.randn_like(action[:, f:])
         out2 = model.net(x2, t2, action2)
         assert torch.equal(out[:, :f + 1], out2[:, :f + 1])
-        assert (out[:, f + 1] - out2[:, f + 1]).abs().max() > 1e-3             # and the mask does not block everything
+        assert (out[:, f + 1] - out2[:, f + 1]).abs().max() > 1e-3   # and the mask does not block everything
 
 
 @pytest.mark.parametrize('injection', INJECTIONS)
@@ -196,14 +196,15 @@ def test_keys_and_values_continue_a_window(injection):
 
 @pytest.mark.parametrize('injection', INJECTIONS)
 def test_actions_matter_after_20_steps(injection):
-    """The published cross attention stays dead for ever (gate 0 x projection 0); here every injection learns."""
+    """The published cross attention stays dead for ever (gate 0 x projection 0); ours learn, all of them."""
     torch.manual_seed(0)
     model = Model(Config(height=8, width=8, action_dim=3, depth=4, hidden=32, heads=2, injection=injection))
     optimizer = model.configure_optimizers(1e-3, 0.01, (0.9, 0.999))
     for _ in range(20):
         action = torch.randn(8, 4, 3)
-        frames = torch.cat([torch.zeros(8, 1, 3), action[:, :-1]], 1)          # a frame shows the action before it
-        latent = F_pad_to_channels(frames)[..., None, None].expand(-1, -1, -1, 8, 8)
+        shown = torch.cat([torch.zeros(8, 1, 3), action[:, :-1]], 1)     # a frame shows the action before it
+        channels = torch.nn.functional.pad(shown, (0, 1))                # 3 action entries -> 4 channels
+        latent = channels[..., None, None].expand(-1, -1, -1, 8, 8)
         loss = model({'latent': latent, 'action': action})['loss']
         optimizer.zero_grad()
         loss.backward()
@@ -214,33 +215,33 @@ def test_actions_matter_after_20_steps(injection):
     assert grad > 1e-6 and change > 1e-4
 
 
-def F_pad_to_channels(frames):
-    return torch.nn.functional.pad(frames, (0, 1))                             # 3 action entries -> 4 channels
-
-
 def test_published_cross_attention_is_dead():
     """The original's start, gate = projection = 0, gives both a zero gradient: shown, and avoided."""
     def gradients(gate):
         torch.manual_seed(0)
-        model = Model(Config(height=8, width=8, action_dim=3, depth=2, hidden=32, heads=2, injection='cross_attention'))
+        model = Model(Config(height=8, width=8, action_dim=3, depth=2, hidden=32, heads=2,
+                             injection='cross_attention'))
         with torch.no_grad():
-            for block in model.blocks: block.cross_gate.fill_(gate)
-            for p in (model.final_layer.linear.weight, model.blocks[0].adaLN_modulation[1].weight): p.normal_(std=0.02)
+            for block in model.blocks:
+                block.cross_gate.fill_(gate)
+            for p in (model.final_layer.linear.weight, model.blocks[0].adaLN_modulation[1].weight):
+                p.normal_(std=0.02)
         model({'latent': torch.randn(4, 4, 4, 8, 8), 'action': torch.randn(4, 4, 3)})['loss'].backward()
-        return max(block.cross_attn.proj.weight.grad.abs().max().item() for block in model.blocks), \
-            max(block.cross_gate.grad.abs().max().item() for block in model.blocks)
+        proj = max(block.cross_attn.proj.weight.grad.abs().max().item() for block in model.blocks)
+        return proj, max(block.cross_gate.grad.abs().max().item() for block in model.blocks)
     assert gradients(gate=0.0) == (0.0, 0.0)
     assert gradients(gate=1.0)[0] > 0
 
 
 def test_patches_are_where_they_belong():
-    """With a network that copies its tokens, unpatchify undoes the patch embedding (row-major, then (p, q, c))."""
+    """With a network that copies its tokens, unpatchify undoes the patch embedding: row-major, (p, q, c)."""
     cfg = Config(height=4, width=6, channels=3, patch=2, hidden=16, heads=2, depth=2)
     model, x = Model(cfg), torch.randn(1, 2, 3, 4, 6)
     tokens = x.view(1, 2, 3, 2, 2, 3, 2).permute(0, 1, 3, 5, 4, 6, 2).reshape(1, 2, 6, 12)
     assert torch.equal(model.unpatchify(tokens), x)
-    naive = torch.nn.functional.conv2d(x[0], model.x_embedder.proj.weight, model.x_embedder.proj.bias, stride=2)
-    assert torch.allclose(model.x_embedder(x)[0, :, 4], naive[:, :, 1, 1], atol=1e-6)      # token 4 = row 1, column 1
+    proj = model.x_embedder.proj
+    naive = torch.nn.functional.conv2d(x[0], proj.weight, proj.bias, stride=2)
+    assert torch.allclose(model.x_embedder(x)[0, :, 4], naive[:, :, 1, 1], atol=1e-6)   # row 1, column 1
 
 
 def test_rope_turns_by_the_difference_of_positions():
@@ -291,7 +292,8 @@ def test_weight_meets_its_frame_in_the_paper_form():
         model = tiny(snr_form=form)
         loss, mse = model.loss(x, action, t, eps)
         alpha, sigma = model.levels(t)
-        per_frame = (model.net(model.q_sample(x, t, eps), t, action) - (alpha * eps - sigma * x)).pow(2).mean((2, 3, 4))
+        out = model.net(model.q_sample(x, t, eps), t, action)
+        per_frame = (out - (alpha * eps - sigma * x)).pow(2).mean((2, 3, 4))
         w = nanowm.snr_weight(form, 'v', model.alpha[t + 1], model.sigma[t + 1], 5.0)
         expected = per_frame.mean(1) * w.mean(1) if form == 'published' else (per_frame * w).mean(1)
         assert torch.allclose(loss, expected, rtol=1e-5) and torch.allclose(mse, per_frame.mean(1), rtol=1e-5)
@@ -322,16 +324,25 @@ def test_pixels_round_trip():
 
 def test_scheduling_matrices():
     assert scheduling_matrix('pyramid', 3, 4, 1000).tolist() == [
-        [999, 999, 999], [749, 999, 999], [499, 749, 999], [249, 499, 749], [-1, 249, 499], [-1, -1, 249], [-1, -1, -1]]
+        [999, 999, 999], [749, 999, 999], [499, 749, 999], [249, 499, 749],
+        [-1, 249, 499], [-1, -1, 249], [-1, -1, -1]]
     assert scheduling_matrix('full_sequence', 2, 2, 1000).tolist() == [[999, 999], [499, 499], [-1, -1]]
     assert scheduling_matrix('sequential', 2, 2, 1000).tolist() == [
         [999, 999], [499, 999], [-1, 999], [-1, 499], [-1, -1]]
     assert len(scheduling_matrix('sequential', 3, 250, 1000)) == 751
     assert len(scheduling_matrix('sequential', 12, 50, 1000)) == 601
-    assert scheduling_matrix('full_sequence', 1, 50, 1000)[:, 0].tolist() == [50 * 20 - 1 - 20 * i for i in range(51)]
-    for S in (4, 7, 50, 250, 999, 1000):                                       # the original's float grid
-        grid = np.trunc(np.linspace(-1, 999, S + 1)).astype(int)
-        assert scheduling_matrix('full_sequence', 1, S, 1000)[:, 0].tolist() == grid[::-1].tolist()
+    fifty = scheduling_matrix('full_sequence', 1, 50, 1000)[:, 0]
+    assert fifty.tolist() == [50 * 20 - 1 - 20 * i for i in range(51)]
+    for steps in (4, 7, 50, 250, 999, 1000):                                   # the original's float grid
+        grid = np.trunc(np.linspace(-1, 999, steps + 1)).astype(int)
+        assert scheduling_matrix('full_sequence', 1, steps, 1000)[:, 0].tolist() == grid[::-1].tolist()
+
+
+def test_one_new_frame_has_one_matrix():
+    """With one new frame per window the three modes do the same; with two they do not."""
+    modes = ('full_sequence', 'pyramid', 'sequential')
+    one, two = ([scheduling_matrix(mode, T, 5, 1000).tolist() for mode in modes] for T in (1, 2))
+    assert one[0] == one[1] == one[2] and two[0] != two[1] != two[2] != two[0]
 
 
 @pytest.mark.parametrize('pred, ztsnr', [('v', True), ('x', True), ('eps', False), ('flow', False)])
@@ -340,16 +351,18 @@ def test_estimates_invert_the_target(pred, ztsnr):
     x0, eps = torch.randn(1000, 8), torch.randn(1000, 8)
     out = nanowm.target_of(pred, x0, eps, alpha, sigma)
     x0_hat, eps_hat = nanowm.estimates(pred, out, alpha * x0 + sigma * eps, alpha, sigma)
-    mild = ((alpha > 0.01) & (sigma > 0.01)).expand_as(x0)                     # elsewhere one of the two is unknowable
+    mild = ((alpha > 0.01) & (sigma > 0.01)).expand_as(x0)           # elsewhere one of the two is unknowable
     assert (x0_hat - x0)[mild].abs().max() < 1e-3 and (eps_hat - eps)[mild].abs().max() < 1e-3
 
 
 @pytest.mark.parametrize('pred, ztsnr', [('v', True), ('x', True), ('eps', False), ('flow', False)])
 @pytest.mark.parametrize('eta', (0.0, 1.0))
 def test_sampler_recovers_a_gaussian(pred, ztsnr, eta):
-    """With the exact posterior mean of N(2, 0.5^2) in place of the network, samples have that mean and deviation."""
-    if pred == 'flow' and eta: pytest.skip('Euler on the straight path has no eta')
-    model = tiny(pred=pred, ztsnr=ztsnr, schedule='cosine', height=4, width=4, channels=1, num_frames=2, snr_gamma=0.0)
+    """With the exact posterior mean of N(2, 0.5^2) as network, samples have that mean and deviation."""
+    if pred == 'flow' and eta:
+        pytest.skip('Euler on the straight path has no eta')
+    model = tiny(pred=pred, ztsnr=ztsnr, schedule='cosine', height=4, width=4, channels=1, num_frames=2,
+                 snr_gamma=0.0)
     mean, var = 2.0, 0.25
 
     def exact(x, t, action):
@@ -371,14 +384,15 @@ def test_ddim_variance_is_kept():
     a, s, a2, s2 = alpha[500], sigma[500], alpha[300], sigma[300]
     x0, eps, z = torch.zeros(200_000), torch.randn(200_000), torch.randn(200_000)
     for eta in (0.0, 0.5, 1.0):
-        assert nanowm.ddim_step(x0, eps, a, s, a2, s2, eta, z).std().item() == pytest.approx(s2.item(), rel=0.01)
+        stepped = nanowm.ddim_step(x0, eps, a, s, a2, s2, eta, z)
+        assert stepped.std().item() == pytest.approx(s2.item(), rel=0.01)
 
 
 def test_context_is_kept_and_waiting_frames_wait():
     model = tiny()
     x, _, action = inputs(model.cfg)
     rows = scheduling_matrix('sequential', 3, 4, 1000)
-    half = model.denoise(x, action, rows[:5], 1)                               # only the first new frame is done
+    half = model.denoise(x, action, rows[:5], 1)                     # only the first new frame is done
     assert torch.equal(half[:, 0], x[:, 0]) and torch.equal(half[:, 2:], x[:, 2:])
     assert not torch.equal(half[:, 1], x[:, 1])
 
@@ -391,10 +405,12 @@ def test_one_frame_models_step_by_hand():
     expected = x.clone()
     for r in range(len(rows) - 1):
         t = torch.cat([torch.tensor([20]), rows[r].clamp(min=0)]).expand(2, -1)
-        with torch.no_grad(): out = model.net(expected, t, action)
+        with torch.no_grad():
+            out = model.net(expected, t, action)
         for f in range(3):
             now, then = rows[r, f].item(), rows[r + 1, f].item()
-            if now == then: continue
+            if now == then:
+                continue
             a, s = model.alpha[now + 1].item(), model.sigma[now + 1].item()
             a2, s2 = model.alpha[then + 1].item(), model.sigma[then + 1].item()
             x0 = a * expected[:, f + 1] - s * out[:, f + 1]
@@ -403,10 +419,12 @@ def test_one_frame_models_step_by_hand():
     assert torch.allclose(model.denoise(x, action, rows, 1, t_context=20), expected, atol=1e-4)
 
 
-def rollout_inputs(cfg, B=2, H=1, N=3, K=5):
-    kA = cfg.frame_skip * cfg.action_dim
-    return {'latent': torch.randn(B, H, cfg.channels, cfg.height, cfg.width), 'action': torch.randn(B, H - 1, kA)}, \
-        torch.randn(B, N, K, kA)
+def rollout_inputs(cfg, B=2, given=1, N=3, K=5):
+    """-> context of `given` frames, the actions of N futures of K frames."""
+    folded = cfg.frame_skip * cfg.action_dim
+    context = {'latent': torch.randn(B, given, cfg.channels, cfg.height, cfg.width),
+               'action': torch.randn(B, given - 1, folded)}
+    return context, torch.randn(B, N, K, folded)
 
 
 def test_rollout_shapes_and_shared_noise():
@@ -415,7 +433,7 @@ def test_rollout_shapes_and_shared_noise():
     action[:, 2] = action[:, 0]
     new = model.rollout(context, action)['latent']
     assert new.shape == (2, 3, 5, 2, 8, 12)
-    assert torch.allclose(new[:, 0], new[:, 2], atol=1e-5)                     # same action, same noise: same future
+    assert torch.allclose(new[:, 0], new[:, 2], atol=1e-5)           # same action, same noise: same future
     assert (new[:, 0] - new[:, 1]).abs().max() > 1e-3
 
 
@@ -444,12 +462,14 @@ def test_rollout_in_one_window_is_denoise():
 def test_history_shortens_what_the_model_sees():
     """With history 1 the frames before the last one cannot matter."""
     model = tiny(sample_steps=2)
-    context, action = rollout_inputs(model.cfg, H=3, N=1)
+    context, action = rollout_inputs(model.cfg, given=3, N=1)
     other = {'latent': context['latent'].clone(), 'action': context['action'] + 1}
     other['latent'][:, :2] = 0
     noise = torch.randn(2, 5, 2, 8, 12)
+
     def future(c, history):
-        return model.rollout(c, action, noise, history=history, generator=torch.Generator().manual_seed(0))['latent']
+        generator = torch.Generator().manual_seed(0)
+        return model.rollout(c, action, noise, history=history, generator=generator)['latent']
     assert torch.equal(future(context, 1), future(other, 1))
     assert not torch.equal(future(context, 2), future(other, 2))
 
@@ -460,23 +480,208 @@ def test_context_levels():
     assert tiny().context_level(0.1) == 100
 
 
+def dream(frames=3, **kw):
+    """What the tiny model dreams with these sampling keys, its random draws always the same."""
+    model = tiny(sample_steps=3)
+    torch.manual_seed(2)
+    context, action = rollout_inputs(model.cfg, N=1, K=frames)
+    noise = torch.randn(2, frames, 2, 8, 12)
+    for key, value in kw.pop('keys', {}).items():
+        setattr(model.cfg, key, value)
+    return model.rollout(context, action, noise, generator=torch.Generator().manual_seed(3), **kw)['latent']
+
+
+@pytest.mark.parametrize('key, value', [
+    ('history_level', 0.5), ('sampling', 'pyramid'), ('sample_steps', 4), ('eta', 1.0)])
+def test_rollout_reads_the_sampling_keys(key, value):
+    assert key in nanowm.SAMPLING and len(nanowm.SAMPLING) == 4
+    assert torch.equal(dream(stride=3), dream(stride=3))
+    assert not torch.equal(dream(stride=3), dream(stride=3, keys={key: value}))
+
+
+def test_one_new_frame_per_window_makes_sampling_a_no_op():
+    """What the comment of Config.sampling says."""
+    modes = [dream(stride=1, keys={'sampling': mode}) for mode in ('full_sequence', 'pyramid', 'sequential')]
+    assert torch.equal(modes[0], modes[1]) and torch.equal(modes[0], modes[2])
+
+
+# ---- the reasons that the comments give, in numbers ----
+
+def test_errors_of_the_targets_are_those_of_x0_scaled():
+    """The squared error of v is SNR + 1 times that of x0, that of eps SNR times: why min-SNR divides."""
+    alpha, sigma = torch.tensor(0.8, dtype=torch.float64), torch.tensor(0.6, dtype=torch.float64)
+    x0, eps, off = torch.randn(3, 1000, dtype=torch.float64)
+    x, snr = alpha * x0 + sigma * eps, (alpha / sigma) ** 2
+    for pred, factor in (('x', 1), ('v', snr + 1), ('eps', snr)):
+        out = nanowm.target_of(pred, x0, eps, alpha, sigma) + off
+        x0_hat, _ = nanowm.estimates(pred, out, x, alpha, sigma)
+        assert torch.allclose(off ** 2, factor * (x0_hat - x0) ** 2)
+
+
+@pytest.mark.parametrize('pred', ('v', 'x'))
+def test_pure_noise_counts_in_the_published_form_only(pred):
+    """1 against 1e-8: why check() refuses p_noise with snr_form = paper."""
+    alpha, sigma = noise_schedule(pred, 'cosine', True, 1000)
+    for form, weight in ('published', 1), ('paper', 1e-8):
+        assert nanowm.snr_weight(form, pred, alpha[-1:], sigma[-1:], 5.0).item() == pytest.approx(weight)
+
+
+def test_logit_normal_never_draws_the_last_level():
+    """P(sigmoid(z) >= 0.999), z normal, is 2.5e-12: why there is p_noise."""
+    assert math.erfc(math.log(0.999 / 0.001) / math.sqrt(2)) / 2 == pytest.approx(2.5e-12, rel=0.02)
+    torch.manual_seed(0)
+    assert tiny().draw_t(100_000, 4).max() < 999
+    t = tiny(p_noise=0.5).draw_t(1000, 4)[:, 1:]
+    assert (t == 999).float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_action_before_the_window_is_not_seen():
+    """e_0 = 0: in rollout, too, the action that led to the first frame of a window changes nothing."""
+    model = tiny(sample_steps=2)
+    context, action = rollout_inputs(model.cfg, given=3, N=1, K=1)
+    other = context | {'action': context['action'].clone()}
+    other['action'][:, 0] += 1                 # leads to frame 1, where a history of 2 begins
+    noise = torch.randn(2, 1, 2, 8, 12)
+
+    def future(c, history):
+        generator = torch.Generator().manual_seed(0)
+        return model.rollout(c, action, noise, history=history, generator=generator)['latent']
+    assert torch.equal(future(context, 2), future(other, 2))
+    assert not torch.equal(future(context, 3), future(other, 3))
+
+
+# ---- presets, and what is refused ----
+
+def test_presets():
+    assert {'tiny', 'cpu', 'full', 'S', 'B', 'L'} == set(PRESETS)
+    assert PRESETS['full'] == PRESETS['B'] == Config()
+    with torch.device('meta'):
+        assert all(Model(cfg).cfg is cfg for cfg in PRESETS.values())
+
+
+def test_the_cpu_preset_is_the_demo():
+    """What config/minihack_wm_cpu.py sets of the model's keys, on data of 28x28 pixels and 8 actions."""
+    keys = {}
+    with open(os.path.join(ROOT, 'config', 'minihack_wm_cpu.py')) as f:
+        exec(f.read(), keys)
+    keys = {field.name: keys[field.name] for field in fields(Config) if field.name in keys}
+    assert len(keys) > 10
+    assert PRESETS['cpu'] == Config(input='video', height=28, width=28, channels=3, action_dim=8, **keys)
+
+
+@pytest.mark.parametrize('name', ('tiny', 'cpu'))
+@pytest.mark.parametrize('skip', (1, 2))
+def test_example_is_a_batch(name, skip):
+    """The keys and lengths of windows(cfg), in data units, and forward takes it."""
+    cfg = Config(**asdict(PRESETS[name]) | dict(frame_skip=skip))
+    batch = nanowm.example(cfg, 3)
+    lengths = {key: len(offsets) for key, offsets in nanowm.windows(cfg).items()}
+    assert {key: value.shape[1] for key, value in batch.items()} == lengths
+    assert batch['action'].shape == (3, cfg.num_frames * skip, cfg.action_dim)
+    if cfg.input == 'video':
+        assert batch['video'].shape == (3, 2, 28, 28, 3) and batch['video'].dtype == torch.uint8
+    else:
+        assert batch['latent'].shape == (3, 3, 4, 8, 8) and batch['latent'].dtype == torch.float32
+    assert torch.isfinite(Model(cfg)(batch)['loss'])
+
+
+def test_a_checkpoint_without_eta_still_builds():
+    """Older checkpoints do not know the key."""
+    old = asdict(PRESETS['cpu'])
+    del old['eta']
+    assert Model(Config(**old)).cfg.eta == 0.0
+
+
 @pytest.mark.parametrize('wrong, words', [
     (dict(pred='eps'), 'ztsnr'), (dict(depth=3), 'even'), (dict(height=9), 'height = 9'),
-    (dict(pred='y'), 'v, x, eps, flow'),
-    (dict(hidden=36), '2-D RoPE'), (dict(n_context=4), 'n_context = 4'), (dict(injection='add'), 'cross_attention')])
+    (dict(width=9), 'width = 9: must be a multiple of patch = 2'), (dict(pred='y'), 'v, x, eps, flow'),
+    (dict(hidden=36), '2-D RoPE'), (dict(n_context=4), 'n_context = 4: must lie in 1..3'),
+    (dict(injection='add'), 'cross_attention'), (dict(input='pixels'), 'latent, video'),
+    (dict(schedule='sine'), 'cosine, linear'), (dict(t_sampling='normal'), 'logit_normal, uniform'),
+    (dict(snr_form='mine'), 'published, paper'), (dict(sampling='all'), 'full_sequence, pyramid, sequential'),
+    *[({key: 0}, f'{key} = 0: must lie in 1..') for key in (
+        'height', 'width', 'channels', 'action_dim', 'frame_skip', 'n_context', 'hidden', 'heads', 'patch',
+        'sample_steps')],
+    *[({key: -2}, f'{key} = -2: must lie in') for key in ('depth', 'hidden', 'heads', 'patch', 'num_frames')],
+    (dict(depth=0), 'depth = 0: must lie in 2..'), (dict(num_frames=1), 'num_frames = 1: must lie in 2..'),
+    (dict(timesteps=1), 'timesteps = 1: must lie in 2..'), (dict(sample_steps=1001), 'must lie in 1..1000'),
+    (dict(context_t=1000), 'must lie in 0..999'), (dict(context_t=-1), 'must lie in 0..999'),
+    (dict(p_noise=1.5), 'p_noise = 1.5'), (dict(p_noise=-0.1), 'p_noise = -0.1'),
+    (dict(snr_gamma=-1.0), 'snr_gamma = -1.0: must lie in 0'), (dict(snr_gamma=math.nan), 'snr_gamma = nan'),
+    (dict(snr_gamma=math.inf), 'snr_gamma = inf'), (dict(history_level=1.1), 'history_level = 1.1'),
+    (dict(history_level=-0.5), 'history_level = -0.5: must lie in 0..1 or be -1'),
+    (dict(eta=-0.1), 'eta = -0.1: must lie in 0..1'), (dict(eta=1.1), 'eta = 1.1: must lie in 0..1'),
+    (dict(eta=math.nan), 'eta = nan'), (dict(eta=0.5, pred='flow'), 'eta = 0.5: must be 0 with pred = flow'),
+    (dict(p_noise=0.7, snr_form='paper'), 'p_noise = 0.7: must be 0 with snr_form = paper'),
+    (dict(p_noise=0.7, snr_form='paper', pred='x'), 'silences p_noise'),
+    (dict(depth='4'), "depth = '4': must be of type int"), (dict(ztsnr=1), 'ztsnr = 1: must be of type bool'),
+    (dict(eta=None), 'eta = None: must be of type float'), (dict(depth=4.0), 'depth = 4.0: must be of')])
 def test_impossible_configs_name_the_way_out(wrong, words):
-    with pytest.raises(AssertionError, match=words): tiny(**wrong)
+    """In one line, as ValueError: train.py shows it to the user, and python -O keeps it."""
+    with pytest.raises(ValueError) as stop:
+        tiny(**wrong)
+    assert words in str(stop.value) and '\n' not in str(stop.value)
+
+
+@pytest.mark.parametrize('allowed', [
+    dict(p_noise=0.7, snr_form='paper', snr_gamma=0.0), dict(snr_form='paper'), dict(eta=1),
+    dict(p_noise=0.7, snr_form='paper', pred='eps', ztsnr=False), dict(history_level=-1),
+    dict(p_noise=1.0, context_t=999, n_context=3), dict(pred='flow', eta=0.0), dict(num_frames=2),
+    dict(timesteps=2, sample_steps=2)])
+def test_what_stands_beside_a_refusal_is_allowed(allowed):
+    model = tiny(**allowed)
+    assert torch.isfinite(model(nanowm.example(model.cfg, 2))['loss'])
+
+
+def test_configs_are_refused_under_python_O():
+    """python -O drops asserts; what a user can get wrong must not be one."""
+    with open(nanowm.__file__) as f:
+        code = compile(f.read(), 'nanowm.py', 'exec', optimize=1)
+    names = {'__name__': 'nanowm'}
+    exec(code, names)
+    with pytest.raises(ValueError, match='snr_gamma = -1.0: must lie in 0..1000000.0'):
+        names['Model'](names['Config'](snr_gamma=-1.0))
+
+
+def test_an_injection_without_code_fails_loudly(monkeypatch):
+    """A name added to the tuple alone passes check(); without this it would train blind to the actions."""
+    monkeypatch.setattr(nanowm, 'INJECTIONS', (*INJECTIONS, 'telepathy'))
+    with pytest.raises(ValueError, match="'telepathy': in INJECTIONS, but Block has no code for it"):
+        tiny(injection='telepathy')
+
+
+@pytest.mark.parametrize('key', ('pred', 'schedule', 't_sampling', 'snr_form', 'sampling'))
+def test_a_choice_without_code_fails_loudly(monkeypatch, key):
+    """Likewise for the other lists, once check() lets the name through."""
+    monkeypatch.setattr(nanowm, 'check', lambda cfg: None)
+    with pytest.raises((ValueError, KeyError), match='telepathy'):
+        model = tiny(**{key: 'telepathy', 'sample_steps': 2})
+        model(nanowm.example(model.cfg, 2))
+        model.rollout(*rollout_inputs(model.cfg))
 
 
 def test_too_long_windows_and_too_few_actions():
     model = tiny()
-    x, t, action = inputs(model.cfg, n=5)
-    with pytest.raises(AssertionError, match='num_frames = 4'): model.net(x, t, action)
-    with pytest.raises(AssertionError, match='2 actions for 4 frames'): model.net(x[:, :4], t[:, :4], action[:, :2])
+    x, t, action = inputs(model.cfg, T=5)
+    with pytest.raises(AssertionError, match='num_frames = 4'):
+        model.net(x, t, action)
+    with pytest.raises(AssertionError, match='2 actions for 4 frames'):
+        model.net(x[:, :4], t[:, :4], action[:, :2])
+    with pytest.raises(AssertionError, match='actions of 2 numbers; give 3'):
+        model.fold_action(torch.zeros(1, 4, 2))
+    with pytest.raises(AssertionError, match='sample_steps = 0'):
+        scheduling_matrix('pyramid', 2, 0, 1000)
     context, action = rollout_inputs(model.cfg)
-    with pytest.raises(AssertionError, match='history 4'): model.rollout(context, action, history=4)
+    for history in (4, -1):
+        with pytest.raises(ValueError, match=f'history = {history}: must lie in 1..3'):
+            model.rollout(context, action, history=history)
+    with pytest.raises(ValueError, match='history = 3: must lie in 1..2'):
+        model.rollout(context, action, history=3, stride=2)
+    for stride in (0, 4):
+        with pytest.raises(ValueError, match=f'stride = {stride}: must lie in 1..3'):
+            model.rollout(context, action, stride=stride)
 
 
 def test_lesson_zero_runs():
-    done = subprocess.run([sys.executable, 'nanowm.py'], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert 'parameters' in done.stdout and math.isfinite(float(done.stdout.split('loss ')[1].split()[0]))
+    said, _ = script('nanowm.py')
+    assert 'parameters' in said and math.isfinite(float(said.split('loss ')[1].split()[0]))
