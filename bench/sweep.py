@@ -12,7 +12,7 @@ when eval.json parses and the seal is still the one asked for.
 Otherwise it goes on from its checkpoint, as long as an unbroken run would come to the same: train.py itself would
 also go on with another lr, or find nothing left to do, and we would print old weights under a new name. So a cell
 whose training settings or training code changed moves to seed1.old1 and starts anew; only a larger max_steps goes on
-(not under a cosine). Where only eval.py, metrics.py, cem.py or protocols/ changed, it is judged again. A line says
+(not under a cosine). Where only eval.py, the protocol or what it imports changed, it is judged again. A line says
 which and why; --keep_sealed accepts cells whose code changed, for edits of which you know that they move no number.
 
 Flags that are not listed below go to train.py. Cells without --jobs: --dry_run prints them as shell lines,
@@ -56,7 +56,7 @@ from data.loader import identity, read_meta
 
 TRAIN, EVAL = (os.path.relpath(os.path.join(ROOT, name)) for name in ('train.py', 'eval.py'))
 TRAINS = 'train.py', 'data/loader.py'                    # and the model's file: code on which the weights depend
-JUDGES = 'eval.py', 'metrics.py', 'cem.py', 'protocols/*.py'         # code on which only the scores depend
+JUDGES = 'metrics.py', 'cem.py', 'protocols/*.py'        # of these, what the protocol imports; and eval.py
 OURS = 'seed', 'out_dir', 'resume', 'ckpt', 'out'        # flags that the sweep itself sets
 FREE = {'out_dir', 'resume', 'data_dir', 'verify', 'log', 'log_every', 'save_every', 'keep', 'keep_every', 'device', 'compile',
         'ckpt', 'out'}                                   # may change: what is learned or judged is the same
@@ -74,6 +74,7 @@ class Cell:
     commands: list                                       # argv of train.py, argv of eval.py
     config: dict                                         # all keys of the training
     data_sha: str
+    protocol: str                                        # that judges it
     hash: str                                            # of all that is asked for
     code: dict = field(default_factory=dict)             # {'train' | 'judge': {file: sha256}}, as it is now
     result: dict = None                                  # eval.json
@@ -167,7 +168,7 @@ def judge_owners(config):
 
     def owners(wanted):
         known = *M.EVAL, 'loss'
-        name = wanted.get('protocol') or known[0]
+        name = wanted['protocol'] or known[0]
         if name not in known:
             sys.exit(f'protocol = {name!r}: {M.__name__} understands {", ".join(known)}')
         protocol = import_module(f'protocols.{name}')
@@ -196,7 +197,9 @@ def make_cells(args, passed):
             text = json.dumps([changed, seed, sha, judged], sort_keys=True)
             commands = [[sys.executable, TRAIN, *train, f'--out_dir={folder}', '--resume=True'],
                         [sys.executable, EVAL, f'--ckpt={folder}', *judge, f'--out={folder}/eval.json']]
-            cell = Cell(values, seed, folder, commands, config, sha, hashlib.sha256(text.encode()).hexdigest()[:16])
+            protocol = how['protocol'] or (*contract.load(config['model']).EVAL, 'loss')[0]
+            cell = Cell(values, seed, folder, commands, config, sha, protocol,
+                        hashlib.sha256(text.encode()).hexdigest()[:16])
             look(cell, args.keep_sealed)
             cells.append(cell)
     return cells
@@ -207,14 +210,29 @@ def data_sha(data_dir, dataset):
     return identity(read_meta(os.path.join(data_dir, dataset))) if dataset else ''
 
 
-def code_now(model):
-    """{'train' | 'judge': {file: sha256}} of the code on which a cell of this model depends."""
-    parts = {'train': [*TRAINS, f'{model}.py'], 'judge': JUDGES}
-    shas = {}
-    for part, patterns in parts.items():
-        files = [path for pattern in patterns for path in sorted(glob(os.path.join(ROOT, pattern)))]
-        shas[part] = {os.path.relpath(path, ROOT): checkpoint.sha256(path)[:16] for path in files}
-    return shas
+def code_now(model, protocol):
+    """{'train' | 'judge': {file: sha256}} of the code on which a cell depends."""
+    judges = {os.path.relpath(path, ROOT) for pattern in JUDGES for path in glob(os.path.join(ROOT, pattern))}
+    parts = {'train': [*TRAINS, f'{model}.py'], 'judge': ['eval.py', *reached(f'protocols/{protocol}.py', judges)]}
+    return {part: {file: checkpoint.sha256(os.path.join(ROOT, file))[:16] for file in files}
+            for part, files in parts.items()}
+
+
+def reached(file, among):
+    """The file, and those of `among` that it imports, itself or through another of them."""
+    found, todo = [], [file]
+    while todo:
+        file = todo.pop()
+        found.append(file)
+        with open(os.path.join(ROOT, file)) as f:
+            tree = ast.parse(f.read())
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):         # from a import b: a.py, or b.py in the folder a
+                names = [node.module, *(f'{node.module}.{name}' for name in names)]
+            paths = {name.replace('.', '/') + '.py' for name in names}
+            todo += sorted(paths & among - {*found, *todo})
+    return sorted(found)
 
 
 # ---- what lies on disk ----
@@ -263,7 +281,7 @@ def look(cell, keep_sealed=False):
     """Is the cell done? Else cell.anew or cell.again say why what lies there is of no use, if so."""
     meta, seal = trained(cell), read_object(cell.seal) or {}
     cell.result = read_object(cell.folder + '/eval.json')
-    cell.code = code_now(cell.config['model'])
+    cell.code = code_now(cell.config['model'], cell.protocol)
     cell.anew = changes(cell, meta) if meta else ''
     cell.again = ''
     sealed = cell.result is not None and seal.get('hash') == cell.hash
@@ -325,7 +343,7 @@ def run_cell(cell, slots):
         os.makedirs(cell.folder, exist_ok=True)
         if os.path.exists(cell.seal):
             os.remove(cell.seal)
-        cell.code = code_now(cell.config['model'])       # what is run now, even if it is edited meanwhile
+        cell.code = code_now(cell.config['model'], cell.protocol)    # what runs now, though it may be edited
         for command in cell.commands:
             if problem := run_command(command, cell.folder + '/log.txt', slot):
                 return problem

@@ -58,7 +58,7 @@ def by_hand(line, shell=False):
             subprocess.run(['sh', '-c', part], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def wait_until(condition, process, seconds=120):
+def wait_until(condition, process, seconds=200):
     end = time.time() + seconds
     while not condition():
         assert time.time() < end and process.poll() is None, process.communicate()
@@ -246,17 +246,13 @@ def test_quantiles_and_heat_map_orientation(sweep, tmp_path):
 
 @pytest.mark.parametrize('flags, line', [
     (['--grid=lr=1e-3,0.001'], '--grid: lr=1e-3 and lr=0.001 are one point; leave one of them out'),
-    (['--grid=lr=1e-3,2e-3', '--grid=depth=2,4,02'], "depth wants int like 12, got str '02' (--depth)"),
     (['--root={tmp}/file'], '--root={tmp}/file: {tmp}/file/'),
     (['--root=/proc/nowhere'], '--root=/proc/nowhere: ')])
 def test_what_cannot_be_run_gets_one_line(config, tmp_path, flags, line):
     (tmp_path / 'file').write_text('a file')
     flags = [flag.replace('{tmp}', str(tmp_path)) for flag in flags]
-    with pytest.raises(AssertionError) as caught:            # script wants another exit status than the one it gets
-        script('bench/sweep.py', *config, *ASK, *flags, code=99)
-    ended, errors = str(caught.value).split('\n', 1)
-    assert ended in ('exit 1, wanted 99', 'exit 2, wanted 99')
-    assert errors.strip().startswith(line.replace('{tmp}', str(tmp_path))) and errors.strip().count('\n') == 0
+    _, errors = script('bench/sweep.py', *config, *ASK, *flags, code=1)
+    assert errors.startswith(line.replace('{tmp}', str(tmp_path))) and errors.count('\n') == 1
     assert not os.path.exists(tmp_path / 'sweep')
 
 
@@ -284,6 +280,8 @@ def test_other_code_unseals_a_cell(sweep, config, tmp_path, capsys):
     cell = look()
     assert cell.done and {'train.py', 'data/loader.py', 'nanowm.py'} == set(cell.code['train'])
     assert {'eval.py', 'metrics.py', 'protocols/video.py', 'protocols/common.py'} <= set(cell.code['judge'])
+    assert 'protocols/plan.py' not in cell.code['judge']     # another protocol does not judge this cell
+    assert {'cem.py', 'protocols/plan.py'} <= set(sweep.code_now('arx5_gpt', 'plan')['judge'])
     for name in {**cell.code['train'], **cell.code['judge']}:
         assert os.path.isfile(os.path.join(ROOT, name)), name
     whole = open(cell.seal).read()
@@ -316,7 +314,7 @@ def test_other_code_unseals_a_cell(sweep, config, tmp_path, capsys):
     (['--eval=horizn=3'], "unknown key 'horizn' (--horizn); did you mean 'horizon'?"),
     (['--seed=3'], '--seed=3: the sweep sets seed'), (['--grid=seed=3,4'], 'seed=3,4: the sweep sets seed'),
     (['--eval=out=x'], 'out=x: the sweep sets out'), (['--grid=lr=1,2', '--lr=3'], '--lr=3: is an axis of the grid'),
-    (['--grid=lr=1,1'], '--grid lr=1,1: want KEY=A,B'), (['--grid=lr=1,2', '--grid=lr=3'], '--grid lr=1,2: want KEY'),
+    (['--grid=lr=1,1'], '--grid lr=1,1: want KEY=A,B'), (['--grid=lr=1,2', '--grid=lr=3'], '--grid lr=3: want KEY'),
     (['--grid=lr'], '--grid lr: want KEY=A,B'), (['--jobs=0'], '--jobs 0: at least 1'),
     (['--eval=protocol=plan'], "protocol = 'plan': nanowm understands video, loss"),
     (['--eval=n_samples=3'], "unknown key 'n_samples' (--n_samples)"),           # a key of another protocol
@@ -344,4 +342,4 @@ def test_cells_share_cores_and_take_gpus_in_turn(sweep, config, monkeypatch, tmp
     _, errors = script('bench/sweep.py', *config, *GRID, *ASK, code=1)
     assert errors.strip() == held.name[:-5] + ' is in use by another sweep; wait for it, or choose another --name'
     said, _ = script('bench/sweep.py', '--help')
-    assert all(f'--{key}' in said for key in vars(args) if key not in ('config', 'axes'))
+    assert all(f'--{key}' in said for key in vars(args) if key not in ('config', 'axes', 'folder'))
