@@ -59,8 +59,8 @@ def params(model, meta):
     for e in range(cfg.members):
         for key, value in model.member(e).items():
             weights[f'members.{e}.{key}'] = value.contiguous()
-    # As saved, not as the Config is today, because the hash of a run is to stay. Interned, because pickle writes
-    # a key that `config` shares as a reference, and whether it does depends on the reader of meta.json.
+    # As saved, not as the Config is today, because the hash of a run is to stay. Interned, because pickle
+    # writes a key that `config` shares as a reference, and the reader of meta.json decides what is shared.
     arguments = {sys.intern(key): value for key, value in meta['model_config'].items()}
     loss = meta['metrics'].get('val/loss')               # summed over members; published per member
     return labels(cfg) | {
