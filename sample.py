@@ -61,8 +61,7 @@ def samplers(wanted):
         meta = checkpoint.read_meta(checkpoint.find(wanted['ckpt'], wanted['which']))
         M = contract.load(meta['model'])
         values = vars(M.Config()) | checkpoint.plain_config(meta['model_config'], M)
-        own = {key: values[key] for key in contract.sampling(M)}
-        yield Owner(f'{meta["model"]}.Config', own, M.__file__)
+        yield Owner(f'{M.__name__}.Config', {key: values[key] for key in contract.sampling(M)}, M.__file__)
 
 
 def possible(model, reads, meta, versus, futures):
@@ -113,28 +112,29 @@ if __name__ == '__main__':
     n, K, kind = n_clips or clips, length or frames, kinds[ending].partition('.')[0]
 
     # which clips; then draw/ asks the model and draws
-    device = next(model.parameters()).device                         # where `auto` put it
     if kind == 'actions':
-        store = Store(folder, split, reads | {'action': range(1)}, pad=M.PAD)
-        fits(model.cfg, store)
-        states.actions(out, model, store, choose(store, n, seed), K, seed)
-        sys.exit(print(f'{out}: what was done, and what the policy wants'))
-    key, k = 'state' if 'state' in reads else 'video', getattr(model.cfg, 'frame_skip', 1)
-    H = n_context or getattr(model.cfg, 'n_context', max(1, len(reads[key]) - 1))
-    T = H + (1 if futures else K)                                    # a command held down needs no truth
-    windows = {key: range(0, T * k, k), 'action': range((T - 1) * k)}
-    store = Store(folder, split, windows, hint='length, n_context')
-    fits(model.cfg, store)
-    clips = cut(store, choose(store, n, seed), H, k, device)
-    more = {key: config[key] for key in takes.split() if key in ('stride', 'futures', 'fps', 'scale')}
-    if key == 'video':
-        more |= {'seed': seed, 'length': K} if futures else {'seed': seed}
+        windows = reads | {'action': range(1)}
     else:
-        more['chunk'] = told.get('chunk', 1)                         # 1: the exact sliding window
-    if kind == 'arms':
-        more['names'] = [os.path.basename(os.path.normpath(path)) for path in (versus, ckpt) if path]
-        more['versus'] = [checkpoint.load(versus, ema, which, device)[0]] if versus else []
-        for other in more['versus']:
-            fits(other.cfg, store)
+        key, k = 'state' if 'state' in reads else 'video', getattr(model.cfg, 'frame_skip', 1)
+        H = n_context or getattr(model.cfg, 'n_context', max(1, len(reads[key]) - 1))
+        T = H + (1 if futures else K)                                # a command held down needs no truth
+        windows = {key: range(0, T * k, k), 'action': range((T - 1) * k)}
+    store = Store(folder, split, windows, kind == 'actions' and M.PAD, 'length, n_context')
+    fits(model.cfg, store)
+    ids = choose(store, n, seed)
+    if kind == 'actions':
+        states.actions(out, model, store, ids, K, seed)
+        sys.exit(print(f'{out}: what was done, and what the policy wants'))
+    clips = cut(store, ids, H, k, next(model.parameters()).device)
+    more = {key: config[key] for key in takes.split() if key in ('stride', 'futures', 'fps', 'scale')}
+    more |= {'seed': seed} if key == 'video' else {'chunk': told.get('chunk', 1)}    # 1: exact sliding window
+    more |= {'length': K} if futures else {}
+    if versus:
+        other, its = checkpoint.load(versus, ema, which, device)
+        if key not in contract.load(its['model']).windows(other.cfg):
+            sys.exit(f'--versus={versus} is a run of {its["model"]}, which knows no {key}')
+        fits(other.cfg, store)
+        names = [os.path.basename(os.path.normpath(path)) for path in (versus, ckpt)]
+        more |= {'versus': [other], 'names': names}
     getattr(states if key == 'state' else video, kind)(out, model, *clips, meta, **more)
-    print(f'{out}: {len(clips[1])} clips, {H} true frames, {K} dreamed')
+    print(f'{out}: {len(ids)} clips, {H} true frames, {K} dreamed')

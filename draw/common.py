@@ -114,7 +114,7 @@ def dream(model, context, action, key, **wishes):
 
 
 def progress(steps):
-    return tqdm(steps, desc='dream', leave=False)
+    return tqdm(steps, desc='dream', leave=False, disable=None)      # None: only on a terminal
 
 
 def finite(x):

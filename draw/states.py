@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from data.loader import simulator
-from draw.common import blow_up, check_size, dream, finite, gif, progress, words, write
+from draw.common import PAPER, blow_up, check_size, dream, finite, gif, progress, words, write
 
 HEADER, GAP = 26, 4           # px
 PANELS = 12                   # at most so many curves below one another
@@ -29,12 +29,12 @@ def every_nth(fps, wanted):
     return max(1, round(fps / wanted), int(np.ceil(fps * 0.02 - 1e-9)))
 
 
-def arms(path, model, context, action, truth, meta, versus=(), names=('',), chunk=1, fps=0, scale=0):
+def arms(path, model, context, action, truth, meta, versus=(), names=('predicted',), chunk=1, fps=0, scale=0):
     """
     Columns: the truth, then over it the dream of each model of `versus` and of `model`; a row for each clip;
     below, a clock. names: of all these runs, in this order. context, action (B, 1, K, A), truth (B, K, S):
-    what a rollout wants and should give. chunk 1 is the exact sliding window. fps 0: 25 pictures per second; the
-    robot moves at its true speed whatever they are. A scale of 1 is a robot of 80 px, 0 is 3.
+    what a rollout wants and should give. chunk 1 is the exact sliding window. fps 0: 25 pictures per second;
+    the robot moves at its true speed whatever they are. A scale of 1 is a robot of 80 px, 0 is 3.
     """
     models, side = [*versus, model], 80 * (scale or 3)
     given, true = context['state'].cpu().numpy(), truth.cpu().numpy()
@@ -65,7 +65,7 @@ def stage(looks, given, truth, dreams, labels, fps, every):
     H, K = given.shape[1], truth.shape[1]
     shown = np.arange((H - 1) % every, H + K, every)
     rows = []
-    for b in tqdm(range(len(given)), desc='draw', leave=False):
+    for b in tqdm(range(len(given)), desc='draw', leave=False, disable=None):
         true = np.concatenate([given[b], truth[b]])[shown]
         ghosts = [np.concatenate([given[b], new[b]])[shown] for new in dreams]
         rows.append([looks(true)] + [looks(true, ghost=ghost) for ghost in ghosts])
@@ -75,13 +75,18 @@ def stage(looks, given, truth, dreams, labels, fps, every):
     for i, t in enumerate(shown):
         picture = [heads]
         for row in rows:
-            cells = [np.pad(blow_up(cell[i], 1, t < H), ((0, GAP), (0, GAP), (0, 0))) for cell in row]
+            cells = [framed(cell[i], t < H) for cell in row]
             picture.append(np.concatenate(cells, 1))
         seconds = (t - H + 1) / fps
         clock = 'the models are shown this' if t < H else f'{seconds:.2f} s after the last true frame'
         picture.append(words(clock, HEADER, heads.shape[1]))
         frames.append(np.concatenate(picture))
     return np.stack(frames)
+
+
+def framed(frame, given):
+    """Paper to the right and below; a green edge if the models were given this."""
+    return np.pad(blow_up(frame, 1, given), ((0, GAP), (0, GAP), (0, 0)), constant_values=PAPER[0])
 
 
 # ---- curves ----
@@ -103,7 +108,7 @@ def spread(indices):
 def curves(path, model, context, action, truth, meta, chunk=1):
     """
     One clip as a PNG: commanded entries of the state, true and predicted; two std of the ensemble around,
-    where there is one. context, action (1, 1, K, A) and truth (1, K, S): what a rollout wants and should give.
+    where there is one. context, action (1, 1, K, A) and truth (1, K, S): as a rollout wants them.
     """
     new = {key: value[0, 0] for key, value in dream(model, context, action, 'state', chunk=chunk).items()}
     given = context['state'][0].cpu().numpy()
@@ -135,15 +140,15 @@ def curves(path, model, context, action, truth, meta, chunk=1):
     write(path, lambda name: paper.savefig(name, dpi=110))
 
 
-def actions(path, model, store, episodes, length=150, seed=0):
+def actions(path, model, store, ids, length=150, seed=0):
     """
-    A policy as a PNG: a column for each episode, a row for each entry of the action. At each recorded
-    observation, what was done and the first action of the policy's answer. store: windows of the model, with
-    `action` from 0 on.
+    A policy as a PNG: a column for each episode that holds one of ids, a row for each entry of the action. At
+    each recorded observation, what was done and the first action of the policy's answer. store: windows of
+    the model, with `action` from 0 on.
     """
     torch.manual_seed(seed)
     device, clips = next(model.parameters()).device, []
-    for episode in episodes:
+    for episode in store.locate(ids)[0]:
         before = store.ends[episode - 1] if episode else 0
         batch = store.windows_at(np.arange(before, store.ends[episode])[:length])
         if hasattr(model, 'reset'):                      # a policy may keep a queue of what it wanted before

@@ -57,7 +57,7 @@ def pictures(model, context, action, truth, meta, seed, stride, scale):
     done = torch.cat([context['action'], action[:, 0]], 1).cpu().numpy()                 # (B, T-1, k*A)
     arrows, full = arrow_table(meta), full_scale(meta['stats']['action'])
     return [strip(*clip, arrows, full, given.shape[1], scale)
-            for clip in tqdm(list(zip(true, dreamed, done)), desc='draw', leave=False)]
+            for clip in tqdm(list(zip(true, dreamed, done)), desc='draw', leave=False, disable=None)]
 
 
 def strip(truth, dreamed, action, arrows, full, n_context, scale):
@@ -95,12 +95,8 @@ def full_scale(stats):
 
 def arrow_table(meta):
     """meta.json's action_arrows (A, 2): right and down of each entry of the action; None if it has none."""
-    if 'action_arrows' not in meta:
-        return None
-    arrows, A = np.array(meta['action_arrows'], float), len(meta['stats']['action']['mean'])
-    if arrows.shape != (A, 2):
-        sys.exit(f'meta.json: action_arrows is {list(arrows.shape)}; want [right, down] for each of {A}')
-    return arrows
+    arrows = meta.get('action_arrows')
+    return None if arrows is None else np.array(arrows, float)
 
 
 # ---- commands that are held down ----
@@ -109,7 +105,7 @@ def futures(path, model, context, action, truth, meta,
             futures=4, length=16, seed=0, stride=1, fps=0, scale=0):
     """
     `futures` dreams of `length` frames leave from the last true frame of each clip. Nothing but the command
-    tells them apart, because rollout gives all of them the same noise. What was done in truth is not looked at.
+    tells them apart, because rollout gives all of them the same noise. The recorded action is ignored.
     """
     held, arrows, labels = held_commands(meta, futures)
     scale = scale or screen(model.cfg)
@@ -125,8 +121,8 @@ def futures(path, model, context, action, truth, meta,
 def held_commands(meta, n):
     """
     n commands to hold down -> actions (n, A) in data units, arrows (n, 2) or None, labels. Keys, which are
-    down or not: the first n that point to different sides. Other numbers: to and fro along each axis by 1.5 std,
-    inside what the data show.
+    down or not: the first n that point to different sides. Other numbers: to and fro along each axis by 1.5
+    std, inside what the data show.
     """
     stats, names, arrows = meta['stats']['action'], meta.get('action_names'), arrow_table(meta)
     mean, std, low, high = (np.array(stats[name], float) for name in ('mean', 'std', 'min', 'max'))
@@ -160,8 +156,8 @@ def side(pointing):
 def fan(given, dreamed, arrows, labels, scale, n_context):
     """
     given (B, H, W, C): the last true frame of each clip; dreamed (B, N, K, H, W, C) under N held-down
-    commands -> frames (K + 1, h, w, 3): a row for each clip, left its true frame, right of it the N futures, which
-    leave from there.
+    commands -> frames (K + 1, h, w, 3): a row for each clip, left its true frame, then the N futures
+    that leave from it.
     """
     (B, N, K), width = dreamed.shape[:3], given.shape[2] * scale
     heads = [header('one true frame' if n_context == 1 else f'last of {n_context} true frames', width)]
