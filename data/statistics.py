@@ -42,7 +42,7 @@ def all_statistics(folder, like, q_index, binary, padded):
             if key in padded:
                 rows = np.delete(rows, spans[:, 1] - 1, axis=0)
             if len(rows) == 0:
-                sys.exit(f'no {key} of the train split is real: its episodes have one frame; make longer ones')
+                sys.exit(f'no {key} of the train split is real: its episodes have one frame; want longer')
             stats[key] = statistics(rows, binary.get(key))
     if {'state', 'action'} <= like.keys():
         state, action = (np.load(folder / f'{key}.npy') for key in ('state', 'action'))

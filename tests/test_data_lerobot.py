@@ -68,7 +68,7 @@ def v2(root, kind='fixed'):
 
 
 def v3(root, kind='fixed'):
-    """Episodes 2, 0, 4 in the first file, 5, 1, 3 in the second; frames shuffled, three rows per row group."""
+    """Episodes 2, 0, 4 in the first file, 5, 1, 3 in the second; frames shuffled, three to a row group."""
     inform(root, codebase_version='v3.0', data_path=V3)
     for k, members in enumerate([(2, 0, 4), (5, 1, 3)]):
         table = pa.concat_tables([rows(i, *EPISODES[i], kind) for i in members])
