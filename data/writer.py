@@ -48,6 +48,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from configurator import polite_exit
 from data.layout import FACTS, check_episode, check_info, form
 from data.statistics import all_statistics, differences, statistics
 
@@ -60,6 +61,8 @@ SHARD = 8         # episodes per temporary file: what an interruption may cost e
 
 def flags(doc, out, val='0.1'):
     """ArgumentParser with the flags of every prepare.py; its results go to `write` through `common`."""
+    if threading.current_thread() is threading.main_thread():
+        polite_exit()                          # until `write` takes over: Ctrl-C is one line, no traceback
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', default=out, help=f'folder to make (default {out})')
     p.add_argument('--seed', type=int, default=0, help='another seed is another set (default 0)')

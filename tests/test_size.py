@@ -20,12 +20,15 @@ BUDGET = {              # lines, comments and blanks included
     'configurator.py': 240,     # owners of keys, and a line for a config of another script
     'contract.py': 210,         # what a model file lacks, said whole before the run
     'checkpoint.py': 350,  # damage of every file in one line, weights to start from, optimizer state by name
-    'eval.py': 130, 'sample.py': 140, 'protocols/*.py': 200, 'draw/*.py': 200,
+    'eval.py': 130, 'sample.py': 140, 'draw/*.py': 210,
+    'protocols/*.py': 240,      # dynamics.py and predictors.py: rivals, members, paired intervals
     'logger.py': 140,
-    'data/loader.py': 220, 'data/writer.py': 290,
-    'data/*/prepare.py': 180, 'data/*/env.py': 380, 'data/*/readme.md': 25,
+    'data/loader.py': 220, 'data/statistics.py': 60,
+    'data/layout.py': 280,      # every way in which a folder can be wrong has its line
+    'data/writer.py': 380,      # refuses before the work what would train wrongly; 290 while it was squeezed
+    'data/*/prepare.py': 180, 'data/lerobot/reader.py': 180, 'data/*/env.py': 380, 'data/*/readme.md': 25,
     'config/*.py': 30,          # the CPU demo departs from the published recipe in many keys
-    'bench/*.py': 380,
+    'bench/*.py': 380, 'bench/sweep.py': 580,      # a cell that is not what it says must not be believed
     'tests/test_same.py': 50,
 }
 OTHERS = {'venv', 'build', 'dist', 'out', 'shared'}  # not ours to judge, like all hidden folders
