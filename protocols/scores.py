@@ -120,7 +120,7 @@ def show(result):
     width = max(map(len, [*rows, *result['baselines']])) + 1
 
     def line(title, cells):
-        print(f'{title:>{width}}' + ''.join(f'{cell:>19}' for cell in cells), file=sys.stderr)
+        print(f'{title:>{width}}' + ''.join(f'{cell:>21}' for cell in cells), file=sys.stderr)
 
     def number(x, digits=4):
         return '-' if x is None else f'{x:.{digits}g}'               # None: not a number

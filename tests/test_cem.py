@@ -1,4 +1,6 @@
-"""cem.plan against a closed form and against its own update written as loops; bounds, nan, seeds, refusals."""
+"""
+cem.plan against a closed form and against its own update written as loops; bounds, nan, seeds, refusals.
+"""
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,10 @@ def seeded(seed=0): return torch.Generator().manual_seed(seed)
 
 
 class Linear:
-    """s' = F s + G a; cost |s_K - goal|^2 + 0.1 sum |a|^2. Keeps the futures that it was asked for, and their cost."""
+    """
+    s' = F s + G a; cost |s_K - goal|^2 + 0.1 sum |a|^2. Keeps the futures that it was asked for, and their
+    cost.
+    """
 
     def __init__(self, B=2, K=3):
         g = seeded(1)
@@ -52,11 +57,14 @@ def test_finds_the_optimum_of_a_quadratic():
 @pytest.mark.parametrize('smoothing', (0.0, 0.3))
 @pytest.mark.parametrize('given', (False, True))
 def test_every_round_by_hand(smoothing, given):
-    """Mean and std of the cheapest, mixed with the old ones; the first future is the mean; start = init or middle."""
+    """
+    Mean and std of the cheapest, mixed with the old ones; the first future is the mean; start = init or
+    middle.
+    """
     world, low, high = Linear(), np.array([-3.0, -1.0]), np.array([5.0, 1.5])
     init = torch.tensor([[[1.0, 0.2]] * 3, [[-1.0, 0.4]] * 3]) if given else None
-    found = cem.plan(world.rollout, world.context, world.cost, 3, low, high, n_samples=20, n_iters=3, n_elites=5,
-                     smoothing=smoothing, init=init, generator=seeded(7))
+    found = cem.plan(world.rollout, world.context, world.cost, 3, low, high, n_samples=20, n_iters=3,
+                     n_elites=5, smoothing=smoothing, init=init, generator=seeded(7))
     g = seeded(7)
     mean = init.numpy() if given else np.tile((low + high) / 2, (2, 3, 1))
     std = np.tile((high - low) / 4, (2, 3, 1))
@@ -96,8 +104,8 @@ def test_futures_that_blow_up_are_never_elites(blown):
     def cost(future):
         good = (future['action'][:, :, 0] > 0).all(-1)
         return torch.where(good, 1.0, blown)
-    found = cem.plan(world.rollout, world.context, cost, 3, [-1, -1], [1, 1], n_samples=200, n_iters=1, n_elites=20,
-                     smoothing=0.0, generator=seeded())
+    found = cem.plan(world.rollout, world.context, cost, 3, [-1, -1], [1, 1], n_samples=200, n_iters=1,
+                     n_elites=20, smoothing=0.0, generator=seeded())
     elites = [a[(a[:, 0] > 0).all(-1)] for a in world.asked[0]]
     assert all(20 < len(e) < 100 for e in elites)
     assert (found[:, 0] > 0.05).all()                        # the mean of all would be about 0
@@ -117,16 +125,20 @@ def test_seeds():
 def test_no_gradient_is_kept():
     world = Linear()
     world.G.requires_grad_()
-    assert not cem.plan(world.rollout, world.context, world.cost, 3, [-1, -1], [1, 1], n_iters=1).requires_grad
+    found = cem.plan(world.rollout, world.context, world.cost, 3, [-1, -1], [1, 1], n_iters=1)
+    assert not found.requires_grad
 
 
 @pytest.mark.parametrize('wrong, words', [
     (dict(low=[1, -1], high=[-1, 1]), r'\[1.0, -1.0\] to \[-1.0, 1.0\]: want low <= high'),
     (dict(low=[-1], high=[1, 1]), 'want low <= high'),
+    (dict(n_iters=-1), 'horizon = 3, n_iters = -1: want at least 1 of each'),
+    (dict(horizon=0), 'horizon = 0, n_iters = 8: want at least 1 of each'),
     (dict(n_elites=1), 'n_elites = 1: must lie in 2..n_samples = 128'),
     (dict(n_elites=9, n_samples=8), 'n_elites = 9: must lie in 2..n_samples = 8'),
     (dict(cost=lambda f: f['state'].sum(-1)), r'cost gave \(2, 128, 3\), want \(2, 128\): one per future')])
 def test_refusals(wrong, words):
     world = Linear()
-    asked = dict(cost=world.cost, low=[-1, -1], high=[1, 1]) | wrong
-    with pytest.raises(AssertionError, match=words): cem.plan(world.rollout, world.context, horizon=3, **asked)
+    asked = dict(cost=world.cost, horizon=3, low=[-1, -1], high=[1, 1]) | wrong
+    with pytest.raises(AssertionError, match=words):
+        cem.plan(world.rollout, world.context, **asked)
