@@ -46,7 +46,7 @@ class Config:
     action_dim: int = 7           # numbers per recorded action
     frame_skip: int = 1           # recorded frames, and recorded actions, per model frame
     num_frames: int = 4           # longest window the model can see, in model frames
-    n_context: int = 1            # frames given in eval and sample; training: only p_noise and the two below
+    n_context: int = 1            # frames given in eval, sample; training: p_noise, context_t, context_loss
     # network
     depth: int = 12               # blocks; even ones attend in space, odd ones in time
     hidden: int = 768             # token width
@@ -127,6 +127,7 @@ def check(cfg):
 
 def windows(cfg):
     """Which frames of which key one training sample needs: {key: range of frame offsets}."""
+    check(cfg)                                                       # because train.py asks before it builds
     skip, T = cfg.frame_skip, cfg.num_frames
     return {cfg.input: range(0, T * skip, skip), 'action': range(0, T * skip)}
 
@@ -568,8 +569,8 @@ class Model(nn.Module):
     @torch.no_grad()
     def denoise(self, x, action, matrix, n_context, t_context=0, eta=0.0, generator=None):
         """
-        Walk down a scheduling matrix (rows, T - n_context). x (B, T, C, H, W): n_context frames of context as
-        they are shown, at t_context, then noise; action (B, >= T-1, skip*A) normalised. -> x, denoised.
+        Walk down a scheduling matrix (rows, T - n_context). x (B, T, C, H, W): n_context frames of context at
+        level t_context, then noise; action (B, >= T-1, skip*A) normalised. -> x, the noise made frames.
         """
         assert x.shape[1] == n_context + matrix.shape[1], \
             f'{x.shape[1]} frames, but {n_context} of context + {matrix.shape[1]} columns of the matrix'
@@ -673,7 +674,7 @@ if __name__ == '__main__':   # lesson zero: the whole life of a model in seconds
     batch = example(cfg, batch_size=2)
     out = model(batch)
     out['loss'].backward()
-    print('loss', out['loss'].item(), '| its gradient', model.final_layer.linear.weight.grad.norm().item())
+    print('loss', out['loss'].item(), '| output grad', model.final_layer.linear.weight.grad.norm().item())
     context = {'latent': batch['latent'][:, :1], 'action': batch['action'][:, :0]}
     dream = model.rollout(context, action=torch.randn(2, 5, 6, cfg.action_dim))['latent']
     print('6 dreamed frames of 5 futures for 2 clips', tuple(dream.shape))
