@@ -5,6 +5,7 @@ either whole or not there.
 import inspect
 import os
 import sys
+from functools import cache
 
 import numpy as np
 import torch
@@ -22,13 +23,18 @@ def blank(height, width):
 
 def words(text, height, width, size=15):
     """One line of text in the middle; the letters shrink until it fits."""
-    from PIL import Image, ImageDraw, ImageFont  # not at the top: curves do without; it comes with imageio
-    while size > 6 and ImageFont.load_default(size).getlength(text) > width - 4:
+    from PIL import Image, ImageDraw  # not at the top: curves do without; it comes with imageio
+    while size > 6 and font(size).getlength(text) > width - 4:
         size -= 1
     canvas = Image.new('RGB', (width, height), PAPER)
-    middle, font = (width / 2, height / 2), ImageFont.load_default(size)
-    ImageDraw.Draw(canvas).text(middle, text, INK, font, anchor='mm')
+    ImageDraw.Draw(canvas).text((width / 2, height / 2), text, INK, font(size), anchor='mm')
     return np.array(canvas)
+
+
+@cache
+def font(size):
+    from PIL import ImageFont
+    return ImageFont.load_default(size)
 
 
 def arrow(right, down, height, width):
