@@ -174,7 +174,7 @@ if eval_every:                                           # what cannot be judged
     stop_if(not M.EVAL, f'eval_every = {eval_every}: {model}.EVAL names no protocol; --eval_every=0')
     protocol = importlib.import_module(f'protocols.{M.EVAL[0]}')
     try:
-        Store(folder, 'val', protocol.windows(cfg, protocol.Keys(), M))
+        Store(folder, 'val', protocol.windows(cfg, protocol.Keys(), M), hint=protocol.HINT)
     except SystemExit as problem:
         stop_if(True, f'eval_every = {eval_every}, the {M.EVAL[0]} protocol: {problem.code}; '
                 'or --eval_every=0')
@@ -446,8 +446,8 @@ while start < max_steps or not judged:
         save(step, metrics, is_best)
     stop_if(lost, f'validation loss is not finite at step {step}: '
             f'look at {folder}/val for numbers that are none')
-    stop_if(unknown, f'best_metric = {best_metric}: the {M.EVAL[0]} protocol gave {", ".join(metrics)}')
-    if interrupted and ddp:  # each rank at another place: they cannot talk any more
+    stop_if(unknown, f'best_metric = {best_metric}: the first of {M.EVAL} gave {", ".join(metrics)}')
+    if interrupted and ddp:                              # each rank at another place: no more talk
         say(f'stopped at step {step}; --resume=True goes on')
         os._exit(0)
     if last or stop:

@@ -162,7 +162,7 @@ VISIBLE = [*range(1, 8), *range(9, 16)]       # the 14 of the 17 that are the st
 def simulate(start, action, contact=False, gravcomp=True, threads=1, chunk=0):
     """
     start (N, 14), action (N, K, 7) -> (N, K, 14) float64: the state after each action.
-    chunk: frames at a time, by default as many as keep MuJoCo's output, one row per step, under 64 MB.
+    chunk: frames at a time, by default as many as keep MuJoCo's output, one row per step, under 16 MB.
     Neither it nor threads change a bit. A new call puts the second finger, which is not in the state, into
     its mirror place.
     """
@@ -171,7 +171,7 @@ def simulate(start, action, contact=False, gravcomp=True, threads=1, chunk=0):
     N, K = action.shape[:2]
     assert np.shape(start) == (N, 14), f'start {np.shape(start)}, want {N, 14}: one per row of action'
     assert action.shape == (N, K, 7), f'action {action.shape}, want {N, K, 7}'
-    chunk = chunk or max(1, 2**26 // (N * DECIMATION * 17 * 8))
+    chunk = chunk or max(1, 2**24 // (N * DECIMATION * 17 * 8))
     threads = min(threads, N)
     state, data = np.empty((N, K, 14)), [mj.MjData(net) for _ in range(threads)]
     with mj.rollout.Rollout(nthread=threads if threads > 1 else 0) as pool:
