@@ -55,8 +55,8 @@ def expanded(source, short):
     if not source:
         return []
     source = re.sub(r'(?<![\w/])(\w+):', lambda match: short.get(match[1], match[1]) + ':', source)
-    if source.startswith('range '):
-        return [f'{fold} {source[6:]}' for fold in ('mean', 'min', 'max')]
+    if found := re.fullmatch(r'range ([\d.e+-]+ ?\* ?)?(.*)', source):
+        return [f'{found[1] or ""}{fold} {found[2]}' for fold in ('mean', 'min', 'max')]
     return [source]
 
 
