@@ -449,6 +449,8 @@ while start < max_steps or not judged:
     stop_if(unknown, f'best_metric = {best_metric}: the first of {M.EVAL} gave {", ".join(metrics)}')
     if interrupted and ddp:                              # each rank at another place: no more talk
         say(f'stopped at step {step}; --resume=True goes on')
+        if master:
+            logger.close()
         os._exit(0)
     if last or stop:
         unfinished = stop and not (last and judged)

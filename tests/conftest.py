@@ -22,6 +22,7 @@ SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP     # those that scripts 
 sys.path.insert(0, ROOT)
 
 import contract  # noqa: E402
+from data.loader import Prefetch  # noqa: E402
 
 # our tensors are tiny: a second thread only waits, for minutes on a busy machine
 torch.set_num_threads(1)
@@ -81,11 +82,19 @@ def script(name, *flags, code=0):
         torch.set_num_threads(1)                           # as in `start`: sums in another order would differ
         for s, handler in zip(SIGNALS, handlers):
             signal.signal(s, handler)
+        close_prefetch()
         gc.collect()                                       # the script's globals hold the lock of out_dir
     if isinstance(ended, str):
         ended = print(ended, file=err) or 1
     assert ended == code, f'exit {ended}, wanted {code}\n{out.getvalue()}\n{err.getvalue()}'
     return out.getvalue(), err.getvalue()
+
+
+def close_prefetch():
+    """A script that failed half way leaves its thread to the end of the process, which is not near here."""
+    for thing in gc.get_objects():
+        if type(thing) is Prefetch:
+            thing.close()
 
 
 def start(*args, ranks=1, **env):
