@@ -1,17 +1,14 @@
 """
-A run of arx5_gpt.py -> the layout in which the ARX5 checkpoints were published, and back. One sha256 names
-it.
+A run of arx5_gpt.py -> the layout in which the ARX5 checkpoints were published, and back.
 
     python arx5_export.py OUT_DIR checkpoints/cfgD       prints the sha256
     arx5_export.load('checkpoints/cfgD')                 the model again; Model.from_pretrained does the same
 
-    checkpoints/cfgD/params/params.pt                    weights `members.<e>.<nanoGPT's key>`, how they were
-    made
+    checkpoints/cfgD/params/params.pt                    weights `members.<e>.<nanoGPT's key>`, their making
                             normalization_stats.json     statistics of the train split, named like the buffers
 
 Names of files and of the entries in them are as published. The keys of the weights are ours: no weights came
-with the card, so nobody can say whether theirs load here. What does not fit ends in one line: what, where,
-why.
+with the card, so nobody can say whether theirs load here. What does not fit ends in one line that says why.
 """
 import hashlib
 import json

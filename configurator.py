@@ -124,10 +124,7 @@ def gathered(problems, layers, script):
 
 
 def read_argv(argv, problems):
-    """
-    -> [('file', path)], then [('flag', (key, text, '--key'))]. What is neither becomes a problem that says
-    how.
-    """
+    """-> [('file', path)], then [('flag', (key, text, '--key'))]; what is neither becomes a problem."""
     files, flags, rest = [], [], [arg for arg in argv if arg != '--help']
     while rest:
         arg = rest.pop(0)
@@ -205,8 +202,7 @@ def is_free(default):
 def fit(value, default):
     """
     value in the type of default: 1 -> 1.0, 100.0 -> 100, [1] -> (1,). Raises where that would guess: text is
-    no number, 1 is no bool, nan is nothing. Elements of a sequence follow the default's where those are
-    alike.
+    no number, 1 is no bool, nan is nothing. Elements of a sequence are taken like those of the default.
     """
     if type(value) in (tuple, list) and (is_free(default) or type(default) in (tuple, list)):
         like = default[0] if not is_free(default) and len({type(d) for d in default}) == 1 else None

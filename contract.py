@@ -56,17 +56,12 @@ def model_files():
 
 
 def sampling(M):
-    """
-    Names of the Config fields that only sampling reads: eval.py and sample.py may set them, a resume too.
-    """
+    """Names of the Config fields that only sampling reads: eval.py, sample.py and a resume may set them."""
     return tuple(getattr(M, 'SAMPLING', ()))
 
 
 def defects(M, whole=False):
-    """
-    All that a model file lacks or misnames, one phrase each; [] is a model. whole: as tests and bench/ want
-    it.
-    """
+    """All that a model file lacks or misnames, a phrase each. whole: also what tests and bench/ want."""
     found = []
 
     def lacks(owner, name, what):

@@ -1,13 +1,10 @@
 """
-Judge a checkpoint by a protocol that its model understands: one JSON line on stdout, progress and a table on
-stderr.
+Judge a checkpoint by a protocol that its model understands: a JSON line on stdout, a table on stderr.
 
     python eval.py --ckpt=out/minihack_wm_cpu                   video: the frames right after the context
     python eval.py --ckpt=out/minihack_wm_cpu --horizon=8       a longer dream; `curve` has every step
-    python eval.py --ckpt=out/arx5_cpu --png=arm.png            dynamics: open loop, in radians, beside simple
-                                                                rivals
-    python eval.py --ckpt=out/arx5_cpu --protocol=plan          drive the simulated arm by planning in the
-                                                                model
+    python eval.py --ckpt=out/arx5_cpu --png=arm.png            dynamics: open loop, beside simple rivals
+    python eval.py --ckpt=out/arx5_cpu --protocol=plan          drive the simulated arm by planning in it
     python eval.py --ckpt=out/arx5_cpu --dataset=arx5_contact   judge on other data
     python eval.py --protocol=plan --help                       the keys of one protocol
 
@@ -15,7 +12,6 @@ A protocol is a file of protocols/; its docstring says what each number means. S
 the same clips are also scored for predictors that anybody could have written. Keys of the model's Config that
 only sampling reads (such as --sample_steps=2) can be given too; the JSON then says so.
 """
-# ruff: noqa: E402
 from configurator import Owner, configure, polite_exit
 
 polite_exit()                 # before torch, whose import takes seconds; Ctrl-C would be a page of traceback
@@ -59,10 +55,7 @@ def load_protocol(name):
 
 
 def owners(wanted):
-    """
-    For configure(): keys of the protocol, and those of the model that only sampling reads, as in the
-    checkpoint.
-    """
+    """For configure(): keys of the protocol, and of the checkpoint's model those that only sampling reads."""
     name, M = str(wanted['protocol']), None
     if wanted['ckpt']:
         meta = checkpoint.read_meta(checkpoint.find(str(wanted['ckpt']), str(wanted['which'])))

@@ -1,6 +1,5 @@
 """
-Scalars of a run (pictures stay on disk): one JSON object per line in out_dir/logs.json.txt, and a tracker if
-asked.
+Scalars of a run: one JSON object per line in out_dir/logs.json.txt, and a tracker if asked.
 
     logger = make_logger('tensorboard', out_dir, run='toy', config=config)      # rank 0 only
     logger.log({'train/loss': 0.1}, step=10)        # {"step": 10, "train/loss": 0.1}
@@ -8,8 +7,7 @@ asked.
 
     python logger.py loss.png out/a out/b           # draws train and validation loss of runs (extra: plot)
 
-Every line is written at once. A resumed run appends, so a step may occur twice; read_logs keeps the later
-one.
+Every line is written at once. A resumed run appends: of a step that occurs twice read_logs keeps the later.
 """
 import json
 import math

@@ -102,8 +102,7 @@ def cut(store, ids, n_context, k, device):
 def dream(model, context, action, key, **wishes):
     """
     rollout(context, action) -> {key: (B, N, K, ...)} as numpy. Of the wishes it is told those that it knows:
-    only an ensemble has chunks, only a slow model a progress bar. What is impossible, or not finite, ends in
-    one line.
+    only an ensemble has chunks, only a slow model a progress bar. What is not possible ends in one line.
     """
     if not hasattr(model, 'rollout'):
         sys.exit(f'cannot dream: {type(model).__module__}.py has no .rollout')

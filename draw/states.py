@@ -23,8 +23,7 @@ PANELS = 12                   # at most so many curves below one another
 
 def every_nth(fps, wanted):
     """
-    Show every n-th frame: about `wanted` pictures per second, and none for less than 20 ms, which browsers
-    make 100.
+    Show every n-th frame: about `wanted` pictures per second, none for less than 20 ms: browsers make it 100.
     """
     return max(1, round(fps / wanted), int(np.ceil(fps * 0.02 - 1e-9)))
 

@@ -1,8 +1,7 @@
 """
 What the protocols share: which clips are judged, by which rank, against whom, and how sure we are.
 
-A protocol is a file of this folder. eval.py picks one; train.py calls the model's first (`eval_every`). It
-has
+A protocol is a file of this folder; eval.py picks one, train.py calls the model's first (`eval_every`):
 
     Keys        a dataclass: each field a key of eval.py, with its default and a trailing comment
     HINT        the keys that help when a clip is longer than the episodes

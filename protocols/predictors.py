@@ -4,12 +4,10 @@ is a function (context, action (B, 1, K, A)) -> states (B, K, S), in data units 
 
     persistence         the last state stays
     constant_velocity   positions go on as they move, velocities stay
-    hold, servo         perfect obedience: to the last command given before, or to each command, one frame
-                        later
+    hold, servo         perfect obedience: to the last command before, or to each command, one frame later
     least_squares_n     s' = W [s, a of the last n frames; 1], rolled out on its own predictions
     ..._products        the same, and all products of pairs of numbers of the newest frame
-    ..._ridge           the same as least_squares_n, held back by a penalty that is chosen inside the train
-                        split
+    ..._ridge           like least_squares_n, with a penalty that is chosen inside the train split
 
 The last three are in least_squares.py: closed forms over the train split; the val split is never read.
 """
@@ -19,10 +17,7 @@ from protocols.least_squares import PRODUCT_LAGS, least_squares, least_squares_p
 
 
 def rivals(folder, meta, lags, products, ridge):
-    """
-    All that the keys of the protocol ask for: {name: predictor}. products: True | False, where q_index is
-    known.
-    """
+    """All that the keys ask for: {name: predictor}. products: only where q_index is known."""
     found = simple(meta)
     for n in lags:
         found[f'least_squares_{n}'] = least_squares(folder, n)

@@ -8,12 +8,10 @@ those, against the raw frames of the val split.
                     if nothing moves
     gain_*          psnr_moving minus that of the other predictor, in dB
     *_ci            95 % interval, bootstrap over episodes
-    curve           psnr_moving of all three predictors, and the share of moving frames, for each predicted
-                    step
+    curve           for each predicted step psnr_moving of all three, and the share of moving frames
 
 The two other predictors: `copy` repeats the last context frame; `shuffled` is the model itself under the
-actions of another clip, with the same noise. A model that does not beat the latter has not learned what
-actions do.
+actions of another clip, with the same noise. Who does not beat that has not learned what actions do.
 """
 import sys
 from dataclasses import dataclass

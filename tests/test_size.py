@@ -1,7 +1,4 @@
-"""
-Small enough to be read: line budgets, width, comments in proportion, short functions. Raise one with a
-reason.
-"""
+"""Small enough to be read: line budgets, width, comments in proportion. Raise one with a reason."""
 import ast
 import io
 import tokenize
