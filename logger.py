@@ -15,7 +15,6 @@ import os
 import sys
 from types import SimpleNamespace
 
-
 # Dense bf16 FLOP/s from the data sheets, for the MFU of train.py and bench/; the first name that occurs wins.
 PEAK = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L40S': 362e12, 'RTX 4090': 165e12}
 

@@ -86,6 +86,7 @@ def windows(cfg, keys, M):
 # ---- the measure ----
 
 @torch.no_grad()
+@np.errstate(over='ignore', invalid='ignore')       # a rival that blows up is a result, too
 def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     """Batches are dealt out to the ranks; the result does not depend on how many there are."""
     M = common.file_of(model)

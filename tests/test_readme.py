@@ -1,5 +1,6 @@
 """README.md and docs/ against the repository: commands name what exists, every figure equals its record."""
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_the_readme_is_short():
 
 def test_the_ruler_for_figures(tmp_path):
     for i, x in enumerate((1.0, 2.0, 6.0)):
-        (tmp_path / f's{i}.json').write_text('{"a": {"b": [%s, 7]}}' % x)
+        (tmp_path / f's{i}.json').write_text(json.dumps({'a': {'b': [x, 7]}}))
     (tmp_path / 'test.py').write_text('assert count == 158_598_160')
 
     def problems(text):
