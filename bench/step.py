@@ -1,15 +1,15 @@
 """
 How fast is a model? Every model of the contract; a table on stdout, the same as JSON in bench/results/.
 
-    python bench/step.py --model=nanowm --preset=S --num_frames=16    one optimizer step; on a GPU compiled, too
-    python bench/step.py --model=arx5_gpt --what=rollout              imagined frames per second (policies: .act)
-    python bench/step.py --model=arx5_gpt --what=loader               share of a step spent waiting for data
-    python bench/step.py --model=arx5_gpt --what=gpu                  eager, compiled, CUDA graph; kernel launches
+    python bench/step.py --model=nanowm --preset=S --num_frames=16   an optimizer step; on a GPU compiled, too
+    python bench/step.py --model=arx5_gpt --what=rollout             imagined frames a second (policies: .act)
+    python bench/step.py --model=arx5_gpt --what=loader              share of a step spent waiting for data
+    python bench/step.py --model=arx5_gpt --what=gpu                 eager, compiled, CUDA graph; launches
 
-Keys of the model's Config start from the preset and can be set by flag, like --num_frames above; weights and data
-are random, because speed does not depend on the numbers. Modes are timed in turn, repetition by repetition, so that
-a busy machine slows all of them; medians are shown. The floor: FLOPs of the matmuls (flops_per_sample) over the
-device's peak.
+Keys of the model's Config start from the preset and can be set by flag, like --num_frames above; weights and
+data are random, because speed does not depend on the numbers. Modes are timed in turn, repetition by
+repetition, so that a busy machine slows all of them; medians are shown. The floor: FLOPs of the matmuls
+(flops_per_sample) over the device's peak.
 """
 import inspect
 import os
@@ -80,8 +80,8 @@ def example(M, cfg, clock, n):
 
 def graphed(step, optimizer):
     """
-    The whole step captured once and replayed: one launch. New samples would be copied into the batch, in place, and
-    lr is baked in; to change it, make it a tensor.
+    The whole step captured once and replayed: one launch. New samples would be copied into the batch, in
+    place, and lr is baked in; to change it, make it a tensor.
     """
     for group in optimizer.param_groups:
         if 'capturable' in group:

@@ -4,21 +4,22 @@ A grid of runs of any model: train, judge, tabulate. Interrupted or extended, th
     python bench/sweep.py config/wall_cpu.py --grid lr=1e-3,4e-3 --grid depth=2,4 --seeds 3 --jobs 2 \\
         --metric gain_over_shuffled --metric psnr --mode max --max_steps=2000 --eval=horizon=8
 
-A cell is one point of the grid and one seed, in ROOT/NAME/lr=1e-3,depth=2/seed1/: train.py writes there, eval.py
-writes eval.json, both log to log.txt, and cell.json seals it: a hash of all settings that are not at their default,
-of the data and of the flags of eval.py, and the sha256 of each file of code that trains or judges. A cell is done
-when eval.json parses and the seal is still the one asked for.
+A cell is one point of the grid and one seed, in ROOT/NAME/lr=1e-3,depth=2/seed1/: train.py writes there,
+eval.py writes eval.json, both log to log.txt, and cell.json seals it: a hash of all settings that are not at
+their default, of the data and of the flags of eval.py, and the sha256 of each file of code that trains or
+judges. A cell is done when eval.json parses and the seal is still the one asked for.
 
-Otherwise it goes on from its checkpoint, as long as an unbroken run would come to the same: train.py itself would
-also go on with another lr, or find nothing left to do, and we would print old weights under a new name. So a cell
-whose training settings or training code changed moves to seed1.old1 and starts anew; only a larger max_steps goes on
-(not under a cosine). Where only eval.py, the protocol or what it imports changed, it is judged again. A line says
-which and why; --keep_sealed accepts cells whose code changed, for edits of which you know that they move no number.
+Otherwise it goes on from its checkpoint, as long as an unbroken run would come to the same: train.py itself
+would also go on with another lr, or find nothing left to do, and we would print old weights under a new name.
+So a cell whose training settings or training code changed moves to seed1.old1 and starts anew; only a larger
+max_steps goes on (not under a cosine). Where only eval.py, the protocol or what it imports changed, it is
+judged again. A line says which and why; --keep_sealed accepts cells whose code changed, for edits that are
+known to move no number.
 
 Flags that are not listed below go to train.py. Cells without --jobs: --dry_run prints them as shell lines,
-    python bench/sweep.py ... --dry_run | xargs -d '\\n' -P 4 -n 1 sh -c        (or a line per task of a Slurm array)
-Ctrl-C and SIGTERM stop all cells, which save. Exit status 1 unless every cell is done. table.csv, table.md and, for
-two axes, table.png are in ROOT/NAME.
+    python bench/sweep.py ... --dry_run | xargs -d '\\n' -P 4 -n 1 sh -c   (or a line per Slurm task)
+Ctrl-C and SIGTERM stop all cells, which save. Exit status 1 unless every cell is done. Tables are in
+ROOT/NAME.
 """
 import argparse
 import ast
@@ -55,13 +56,13 @@ import contract
 from data.loader import identity, read_meta
 
 TRAIN, EVAL = (os.path.relpath(os.path.join(ROOT, name)) for name in ('train.py', 'eval.py'))
-TRAINS = 'train.py', 'data/loader.py'                    # and the model's file: code on which the weights depend
+TRAINS = 'train.py', 'data/loader.py'                 # and the model's file: code on which the weights depend
 JUDGES = 'metrics.py', 'cem.py', 'protocols/*.py'        # of these, what the protocol imports; and eval.py
 OURS = 'seed', 'out_dir', 'resume', 'ckpt', 'out'        # flags that the sweep itself sets
-FREE = {'out_dir', 'resume', 'data_dir', 'verify', 'log', 'log_every', 'save_every', 'keep', 'keep_every', 'device', 'compile',
-        'ckpt', 'out'}                                   # may change: what is learned or judged is the same
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-       2.120, 2.110, 2.101, 2.093, 2.086)                # Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom
+FREE = {'out_dir', 'resume', 'data_dir', 'verify', 'log', 'log_every', 'save_every', 'keep', 'keep_every',
+        'device', 'compile', 'ckpt', 'out'}              # may change: what is learned or judged is the same
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
+       2.131, 2.120, 2.110, 2.101, 2.093, 2.086)      # Student's t, 95 % two-sided, for 1, 2, ... degrees
 stop, children = threading.Event(), set()                # asked to stop? processes to pass that on to
 
 
@@ -80,7 +81,7 @@ class Cell:
     result: dict = None                                  # eval.json
     done: bool = False
     anew: str = ''                                       # why its checkpoint is of no use
-    again: str = ''                                      # why its scores are of no use, though the checkpoint is
+    again: str = ''                                   # why its scores are of no use, though the checkpoint is
     aside: str = ''                                      # where the folder moves when it starts anew
 
     @property
@@ -97,14 +98,14 @@ def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                 allow_abbrev=False, usage='%(prog)s CONFIG [flags] [flags of train.py]')
     p.add_argument('config', metavar='CONFIG', help='config file of train.py')
-    p.add_argument('--grid', action='append', default=[], metavar='KEY=A,B', help='one axis; commas only separate')
-    p.add_argument('--seeds', type=int, default=1, metavar='N', help='seeds 1 to N of every grid point (default 1)')
-    p.add_argument('--jobs', type=int, default=1, metavar='N', help='cells at a time (default 1); they share the '
-                   'cores (or OMP_NUM_THREADS, if set), and take the visible GPUs in turn')
-    p.add_argument('--metric', action='append', required=True, metavar='NAME', help='a number of eval.json, nested '
-                   'ones as a.b; repeat for more columns: the first ranks and colours')
+    p.add_argument('--grid', action='append', default=[], metavar='KEY=A,B', help='an axis; commas separate')
+    p.add_argument('--seeds', type=int, default=1, metavar='N', help='seeds 1 to N of each point (default 1)')
+    p.add_argument('--jobs', type=int, default=1, metavar='N', help='cells at a time (default 1); they share '
+                   'the cores (or OMP_NUM_THREADS, if set), and take the visible GPUs in turn')
+    p.add_argument('--metric', action='append', required=True, metavar='NAME', help='a number of eval.json, '
+                   'nested ones as a.b; repeat for more columns: the first ranks and colours')
     p.add_argument('--mode', choices=('min', 'max'), required=True, help='which is best')
-    p.add_argument('--eval', action='append', default=[], metavar='KEY=VALUE', help='a flag for eval.py; repeat')
+    p.add_argument('--eval', action='append', default=[], metavar='KEY=VALUE', help='a flag of eval.py')
     p.add_argument('--name', default='', help="folder of this sweep (default: CONFIG's name)")
     p.add_argument('--root', default='out/sweep', help='folder of all sweeps (default %(default)s)')
     p.add_argument('--keep_sealed', action='store_true', help='accept cells that were made by other code')
@@ -130,7 +131,7 @@ def parse(argv=None):
         p.error(f'--seeds {args.seeds}, --jobs {args.jobs}: at least 1')
     for flag in [*args.grid, *passed, *args.eval]:
         key = flag.lstrip('-').partition('=')[0]
-        if key in OURS and (key != 'seed' or flag not in args.eval):             # eval.py has a seed of its own
+        if key in OURS and (key != 'seed' or flag not in args.eval):           # eval.py has a seed of its own
             p.error(f'{flag}: the sweep sets {key}')
         if key in args.axes and flag in passed:
             p.error(f'{flag}: is an axis of the grid, too')
@@ -138,7 +139,7 @@ def parse(argv=None):
 
 
 def keys_of(script):
-    """The keys of a script and their defaults, without running it: its plain assignments up to configure()."""
+    """Keys of a script and their defaults, without running it: its plain assignments up to configure()."""
     keys = {'__file__': script}
     with open(script) as f:
         tree = ast.parse(f.read())
@@ -163,7 +164,7 @@ def resolve(script, argv, owners):
 
 
 def judge_owners(config):
-    """Who owns the keys of eval.py that are not its own: the protocol, and of the model what only sampling reads."""
+    """Owners of the keys of eval.py that are not its own: the protocol's, and the model's for sampling."""
     M = contract.load(config['model'])
 
     def owners(wanted):
@@ -189,7 +190,7 @@ def make_cells(args, passed):
             config, changed = resolve(TRAIN, train, contract.owners)
             same = points.setdefault(json.dumps([config[key] for key in args.axes]), flags)
             if same is not flags:
-                sys.exit(f'--grid: {",".join(same)} and {",".join(flags)} are one point; leave one of them out')
+                sys.exit(f'--grid: {",".join(same)} and {",".join(flags)} are one point; leave one out')
             how, judged = resolve(EVAL, judge, judge_owners(config))
             sha = data_sha(config['data_dir'], config['dataset'])
             if how.get('dataset'):                       # judged on other data than it trains on
@@ -213,7 +214,8 @@ def data_sha(data_dir, dataset):
 def code_now(model, protocol):
     """{'train' | 'judge': {file: sha256}} of the code on which a cell depends."""
     judges = {os.path.relpath(path, ROOT) for pattern in JUDGES for path in glob(os.path.join(ROOT, pattern))}
-    parts = {'train': [*TRAINS, f'{model}.py'], 'judge': ['eval.py', *reached(f'protocols/{protocol}.py', judges)]}
+    parts = {'train': [*TRAINS, f'{model}.py'],
+             'judge': ['eval.py', *reached(f'protocols/{protocol}.py', judges)]}
     return {part: {file: checkpoint.sha256(os.path.join(ROOT, file))[:16] for file in files}
             for part, files in parts.items()}
 
@@ -227,9 +229,11 @@ def reached(file, among):
         with open(os.path.join(ROOT, file)) as f:
             tree = ast.parse(f.read())
         for node in ast.walk(tree):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
             if isinstance(node, ast.ImportFrom):         # from a import b: a.py, or b.py in the folder a
-                names = [node.module, *(f'{node.module}.{name}' for name in names)]
+                names = [node.module, *(f'{node.module}.{alias.name}' for alias in node.names)]
             paths = {name.replace('.', '/') + '.py' for name in names}
             todo += sorted(paths & among - {*found, *todo})
     return sorted(found)
@@ -256,7 +260,7 @@ def trained(cell):
 
 
 def changes(cell, meta):
-    """One line: what the checkpoint was trained with where we want something else. Keys newer than it are fine."""
+    """One line: what the checkpoint was trained with where we want something else. Newer keys are fine."""
     ours = cell.config | {'data_sha': cell.data_sha}
     theirs = meta['config'] | {'data_sha': meta['data_sha']}
     differ = [key for key in ours if key not in FREE and theirs.get(key, ours[key]) != ours[key]]
@@ -288,7 +292,7 @@ def look(cell, keep_sealed=False):
     if sealed and not keep_sealed:
         cell.anew = cell.anew or edited(seal.get('train', {}), cell.code['train'])
         cell.again = edited(seal.get('judge', {}), cell.code['judge'])
-    elif meta and not keep_sealed:                       # stopped half-way: its checkpoint knows the model's file
+    elif meta and not keep_sealed:                   # stopped half-way: its checkpoint knows the model's file
         file = f'{cell.config["model"]}.py'
         whole = checkpoint.sha256(os.path.join(ROOT, file))
         if meta.get('model_sha', whole) != whole:
@@ -300,7 +304,7 @@ def look(cell, keep_sealed=False):
 
 
 def shell(cell):
-    """run_cell as one line. The seal is broken first and set last, so a kill never leaves one on other numbers."""
+    """run_cell as a line. The seal is broken first and set last, so no kill leaves one on other numbers."""
     first = ['mv', cell.folder, cell.aside] if cell.anew else ['rm', '-f', cell.seal]
     last = shlex.join(['echo', cell.seal_text()]) + ' > ' + shlex.quote(cell.seal)
     return ' && '.join([*map(shlex.join, [first, *cell.commands]), last])
@@ -311,7 +315,8 @@ def shell(cell):
 def run_command(command, log, slot):
     """One of a cell's two scripts, with its output in the log -> '' or what went wrong, in one line."""
     with open(log, 'a') as f:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=f, stderr=f, env=os.environ | slot)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=f, stderr=f,
+                                   env=os.environ | slot)
     children.add(process)
     if stop.is_set():                                    # asked between the two lines above
         process.terminate()
@@ -327,8 +332,7 @@ def run_command(command, log, slot):
 def last_line(log):
     """What a script said last; its traceback, if any, stays in the log."""
     with open(log, errors='replace') as f:
-        lines = [line.strip() for line in f.read().splitlines() if line.strip()]
-    return lines[-1] if lines else 'nothing in its log'
+        return ([line.strip() for line in f if line.strip()] or ['nothing in its log'])[-1]
 
 
 def run_cell(cell, slots):
@@ -395,7 +399,7 @@ def run_cells(cells, args):
         if cell.anew:
             print(f'{cell.folder}: {cell.anew}: starts anew; what was there moves to {cell.aside}')
         elif cell.again:
-            print(f'{cell.folder}: {cell.again}: is judged again (--keep_sealed takes its numbers as they are)')
+            print(f'{cell.folder}: {cell.again}: is judged again (--keep_sealed takes its numbers)')
     sys.stdout.flush()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop_all)
@@ -414,9 +418,10 @@ def run_cells(cells, args):
                 stop_all()                               # no other cell will know it either
             bar.update()
             eta = (time.time() - began) / n * (len(todo) - n) / 3600
-            said = f'failed: {problem}' if problem else f'{args.metric[0]} {shown(score(cell, args.metric[0]))}'
-            tqdm.write(f'{len(cells) - len(todo) + n}/{len(cells)} | {cell.folder} | {said} | eta {eta:.2f} h',
-                       file=sys.stdout)
+            ranked = args.metric[0]
+            said = f'failed: {problem}' if problem else f'{ranked} {shown(score(cell, ranked))}'
+            place = f'{len(cells) - len(todo) + n}/{len(cells)}'
+            tqdm.write(f'{place} | {cell.folder} | {said} | eta {eta:.2f} h', file=sys.stdout)
             sys.stdout.flush()
     bar.close()
     if unknown:
@@ -427,7 +432,7 @@ def run_cells(cells, args):
 # ---- the table ----
 
 def flatten(result, prefix=''):
-    """{'a': {'b': 1.5, 'c': None}, 'd': 'text'} -> {'a.b': 1.5, 'a.c': nan}: the numbers that --metric can name."""
+    """{'a': {'b': 1.5, 'c': None}, 'd': 'text'} -> {'a.b': 1.5, 'a.c': nan}: what --metric can name."""
     flat = {}
     for key, value in result.items():
         if isinstance(value, dict):
@@ -466,12 +471,11 @@ def over_seeds(values):
     return mean, mean - half, mean + half, min(values), max(values), n
 
 
-def shown(value):
+def shown(value, high=None):
+    """A number of the table, or a range."""
+    if high is not None:
+        return f'{value:.4g} .. {high:.4g}'
     return '-' if value is None else f'{value:.4g}'
-
-
-def between(low, high):
-    return '-' if low is None else f'{shown(low)} .. {shown(high)}'
 
 
 def tables(cells, args):
@@ -487,10 +491,8 @@ def tables(cells, args):
         scores = [[score(cell, metric) for cell in here] for metric in args.metric]
         rows.append([over_seeds([value for value in values if value is not None]) for values in scores])
     means = [row[0][0] for row in rows]                  # of the first metric
-    best = None
-    if any(mean is not None for mean in means):
-        choose = min if args.mode == 'min' else max
-        best = means.index(choose(mean for mean in means if mean is not None))
+    known = [mean for mean in means if mean is not None]
+    best = means.index(min(known) if args.mode == 'min' else max(known)) if known else None
     write_csv(args, points, rows, best)
     write_markdown(args, points, rows, best)
     if len(args.axes) == 2:
@@ -514,7 +516,7 @@ def write_markdown(args, points, rows, best):
     for i, (point, row) in enumerate(zip(points, rows)):
         line = [*point]
         for mean, low, high, least, most, n in row:
-            line += [shown(mean), between(low, high), between(least, most), str(n)]
+            line += [shown(mean), shown(low, high), shown(least, most), str(n)]
         if i == best:
             line[len(point)] = f'**{line[len(point)]}** (best)'
         lines.append(line)
@@ -548,7 +550,7 @@ def heat_map(path, args, means, best):
 def main(argv=None):
     args, passed = parse(argv)
     cells, failed = make_cells(args, passed), {}
-    if unknown := unknown_metrics(cells, args):          # cells of an earlier sweep tell before anything is trained
+    if unknown := unknown_metrics(cells, args):    # cells of an earlier sweep tell before anything is trained
         sys.exit(unknown)
     if args.dry_run:
         for cell in cells:
@@ -576,7 +578,7 @@ def hold(args):
         os.makedirs(args.folder, exist_ok=True)
         open(args.folder + '/lock', 'a').close()
     except OSError as error:
-        sys.exit(f'--root={args.root}: {error.filename}: {error.strerror}; choose a folder that can be written')
+        sys.exit(f'--root={args.root}: {error.filename}: {error.strerror}; choose a place to write')
     try:
         return checkpoint.lock(args.folder)
     except SystemExit:

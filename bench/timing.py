@@ -4,7 +4,7 @@ What the benchmarks share: a clock, one training step as train.py does it, rando
     clock = Clock('auto', 'auto', reps=7)
     clock.times({'a': step_a, 'b': step_b})         # {name: seconds of each repetition}; the two take turns
 
-Ratios are taken within a repetition: on a busy machine both ways are slowed alike, and a median forgets outliers.
+Ratios are taken within a repetition: a busy machine slows both ways alike, and a median forgets outliers.
 """
 import io
 import json
@@ -212,8 +212,8 @@ def table(rows):
 
 def result_path(out, name, clock):
     """
-    Where the JSON will lie; out = '': bench/results/<name>_<device>.json. Tried before anything is timed, because
-    an hour of measuring must not end in "permission denied".
+    Where the JSON will lie; out = '': bench/results/<name>_<device>.json. Tried before anything is timed,
+    because an hour of measuring must not end in "permission denied".
     """
     kind = next((word for word in clock.name().split() if word in ('A100', 'H100', 'H200')), clock.device)
     kind = kind.partition(':')[0].lower()

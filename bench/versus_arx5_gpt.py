@@ -2,15 +2,15 @@
 What does the stacked ensemble of arx5_gpt.py cost, and how fast does it dream? A table on stdout, as JSON in
 bench/results/.
 
-    python bench/versus_arx5_gpt.py --dtypes=float32,bfloat16      an optimizer step against a loop of plain members
-    python bench/versus_arx5_gpt.py --what=rollout --preset=cpu    frames per second: exact, cached, and of MuJoCo
+    python bench/versus_arx5_gpt.py --dtypes=float32,bfloat16    an optimizer step against a loop of members
+    python bench/versus_arx5_gpt.py --what=rollout --preset=cpu  frames per second: exact, cached, MuJoCo's
     python bench/versus_arx5_gpt.py --what=rollout --ckpt=out/arx5_cpu      the same with trained weights
 
-The plain way is what most of us write first: one nanoGPT per member, each stepped after the other. Both ways get the
-same weights and windows; outputs, losses and the weights after one step are compared before anything is timed. They
-take turns, and `ratio` is the median of stacked / loop within a repetition. The floor: FLOPs of the matmuls
-(flops_per_sample), at the rate of one large matmul alone. What one way costs on a GPU compiled or as a CUDA graph,
-and what waiting for data costs: bench/step.py.
+The plain way is what most of us write first: one nanoGPT per member, each stepped after the other. Both ways
+get the same weights and windows; outputs, losses and the weights after one step are compared before anything
+is timed. They take turns, and `ratio` is the median of stacked / loop within a repetition. The floor: FLOPs
+of the matmuls (flops_per_sample), at the rate of one large matmul alone. What a step costs on a GPU compiled
+or as a CUDA graph, and what waiting for data costs: bench/step.py.
 """
 import os
 import sys
@@ -126,7 +126,7 @@ class Member(nn.Module):
 
 
 def member_loss(model, net, state, action):
-    """What arx5_gpt.Model.forward does for one member; the model lends its statistics and its arithmetic on them."""
+    """What arx5_gpt.Model.forward does for one member, with the model's statistics and arithmetic on them."""
     now, then = state[:, :-1], state[:, 1:]
     out = net(model.tokens(now, action)).float()
     origin, scale = model.state_frame(now)
@@ -169,13 +169,14 @@ def differences(model, nets, data, clock):
         theirs = torch.stack([net(x) for net, x in zip(nets, tokens)])
         losses = sum(member_loss(model, net, s, a) for net, s, a in zip(nets, state, action))
         loss = model(data)['loss']
-    return {'outputs_differ': (ours - theirs).abs().max().item(), 'losses_differ': (loss - losses).abs().item()}
+    return {'outputs_differ': (ours - theirs).abs().max().item(),
+            'losses_differ': (loss - losses).abs().item()}
 
 
 def weights_differ(model, nets):
     """
-    Largest difference of weights, after a step. The bias of the keys is left out: it adds the same to all scores of a
-    query, so its gradient is rounding alone, and Adam's first step makes a whole lr of the sign of anything.
+    Largest difference of weights, after a step. The bias of the keys is left out: it adds the same to all
+    scores of a query, so its gradient is rounding alone, and Adam's first step makes a whole lr of any sign.
     """
     worst, C = 0.0, model.cfg.hidden
     for i, net in enumerate(nets):
@@ -196,13 +197,13 @@ def equal(model, nets, data, ways, clock):
     apart['weights_differ'] = weights_differ(model, nets)
     worst = max(apart, key=apart.get)
     if clock.dtype == 'float32' and not max(apart.values()) <= TOLERANCE:
-        sys.exit(f'stacked and loop are not the same function: {worst} by {apart[worst]:.2g}, more than {TOLERANCE}; '
-                 'nothing was timed')
+        sys.exit(f'stacked and loop are not the same function: {worst} by {apart[worst]:.2g}, more than '
+                 f'{TOLERANCE}; nothing was timed')
     return apart
 
 
 def matmul(cfg, clock, n):
-    """One product as large as the MLP's of a member, in the dtype that the model multiplies in; and its FLOPs."""
+    """A product as large as that in a member's MLP, in the dtype that the model uses; and its FLOPs."""
     rows, C = n // cfg.members * cfg.history, cfg.hidden
     kind = dict(device=clock.device, dtype=getattr(torch, clock.dtype))
     x, w = torch.randn(rows, C, **kind), torch.randn(C, 4 * C, **kind)
@@ -219,8 +220,9 @@ def step_rows(cfg, clock, n):
     took = clock.times(ways | {'matmul': product})
     seconds = {name: median(values) for name, values in took.items()}
     ratios = timing.ratios(took['stacked'], took['loop'])
-    return [dict(dtype=clock.dtype, windows=n, stacked_ms=seconds['stacked'] * 1e3, loop_ms=seconds['loop'] * 1e3,
-                 ratio=median(ratios), gflops=n * model.flops_per_sample() / seconds['stacked'] / 1e9,
+    return [dict(dtype=clock.dtype, windows=n, stacked_ms=seconds['stacked'] * 1e3,
+                 loop_ms=seconds['loop'] * 1e3, ratio=median(ratios),
+                 gflops=n * model.flops_per_sample() / seconds['stacked'] / 1e9,
                  matmul_gflops=product_flops / seconds['matmul'] / 1e9, **apart, ratios=ratios)]
 
 
@@ -228,8 +230,8 @@ def step_rows(cfg, clock, n):
 
 def trained(path, clock, n, K):
     """
-    A run, and n windows of its validation data -> model, state (n, H + K, S), action (n, H + K - 1, A): the first H
-    frames are context, the others are what really happened then.
+    A run, and n windows of its validation data -> model, state (n, H + K, S), action (n, H + K - 1, A): the
+    first H frames are context, the others are what really happened then.
     """
     from data.loader import Store
     model, meta = checkpoint.load(path, device=clock.device)
@@ -258,15 +260,20 @@ def mujoco_ways(n, K):
     except SystemExit as missing:
         print(f'rows of MuJoCo left out: {missing}')
         return {}
-    action = np.stack([commands.references(np.random.default_rng([seed, i]), K) for i in range(n)])    # (n, K, 7)
-    start = np.concatenate([action[:, 0], np.zeros_like(action[:, 0])], 1)                        # at rest
-    return {('mujoco', k): lambda k=k: env.simulate(start, action, threads=k) for k in sorted({1, os.cpu_count()})}
+    rngs = [np.random.default_rng([seed, i]) for i in range(n)]
+    action = np.stack([commands.references(rng, K) for rng in rngs])               # (n, K, 7)
+    start = np.concatenate([action[:, 0], np.zeros_like(action[:, 0])], 1)         # at rest
+
+    def way(k):
+        return lambda: env.simulate(start, action, threads=k)
+    return {('mujoco', k): way(k) for k in sorted({1, os.cpu_count()})}
 
 
 def rollout_rows(model, state, action, clock, K, real):
     """
-    Rows for exact, cached and MuJoCo. state, action as of `trained`; real: they are data, so that the distance to
-    what happened means something. from_exact, from_data: rms over all frames, in std of the state.
+    Rows for exact, cached and MuJoCo. state, action as of `trained`; real: they are data, so that the
+    distance to what happened means something. from_exact, from_data: rms over all frames, in std of the
+    state.
     """
     n, H, results = len(state), model.cfg.history, {}
     sigma = model.state_std.clamp(min=1e-6)
@@ -286,8 +293,8 @@ def rollout_rows(model, state, action, clock, K, real):
     rows = []
     for (name, k), seconds in clock.medians(ways | mujoco_ways(n, K)).items():
         ours = name in results
-        rows.append(dict(way=name, dtype=clock.dtype if ours else 'float64', threads=k, trajectories=n, frames=K,
-                         seconds=seconds, frames_per_s=n * K / seconds,
+        rows.append(dict(way=name, dtype=clock.dtype if ours else 'float64', threads=k, trajectories=n,
+                         frames=K, seconds=seconds, frames_per_s=n * K / seconds,
                          from_exact=rms(results[name], results['exact']) if ours else None,
                          from_data=rms(results[name], state[:, H:]) if ours and real else None))
     return rows
@@ -308,7 +315,7 @@ def measure(cfg, clock):
 def main():
     config, _ = configure(globals(), owners=owners)
     if what not in ('step', 'rollout'):
-        sys.exit(f'what = {what!r}: choose from step, rollout (bench/step.py has loader and gpu, for every model)')
+        sys.exit(f'what = {what!r}: choose from step, rollout (bench/step.py has loader and gpu)')
     if ckpt and what != 'rollout':
         sys.exit(f'ckpt = {ckpt!r} is for --what=rollout, not for {what}')
     for key, least in (('batch', 0), ('candidates', 0), ('frames', 1), ('threads', 1)):
@@ -319,7 +326,7 @@ def main():
     cfg = arx5_gpt.Config(**{field.name: config[field.name] for field in fields(arx5_gpt.Config)})
     name = f'versus_arx5_gpt_{what}_{"trained" if ckpt else preset}'
     if what == 'step' and (cfg.noise or cfg.unroll > 1 or cfg.action_repr == 'delta_prev'):
-        sys.exit('noise, unroll > 1 and action_repr = delta_prev: the loop of plain members does without them')
+        sys.exit('noise, unroll > 1 and action_repr = delta_prev: the loop of plain members has none of them')
     path = timing.result_path(out, name, clocks[0])
     rows = []
     for clock in clocks:

@@ -1,11 +1,12 @@
 """
 Variants of nanowm.py against each other; a table on stdout, the same as JSON in bench/results/.
 
-    python bench/versus_nanowm.py                  modulation per frame (ours) vs per patch (the original's way)
+    python bench/versus_nanowm.py             modulation per frame (ours) vs per patch (the original's way)
 
-Forward and backward pass, in turn; `ratio` is the median of frame / patch within a repetition. Both ways have the
-same weights, and their outputs are compared before anything is timed. The floor: at S/2, 4 frames, modulation per
-patch costs 15 % of the FLOPs with additive actions and 26 % with adaln: no ratio below 0.85 and 0.74 can come out.
+Forward and backward pass, in turn; `ratio` is the median of frame / patch within a repetition. Both ways have
+the same weights, and their outputs are compared before anything is timed. The floor: at S/2, 4 frames,
+modulation per patch costs 15 % of the FLOPs with additive actions and 26 % with adaln, so 0.85 and 0.74 are
+what FLOPs say.
 """
 import os
 import sys
@@ -44,7 +45,8 @@ def owners(wanted):
     at = str(wanted['preset'])
     if at not in nanowm.PRESETS:
         sys.exit(f'preset = {at!r}: nanowm has {", ".join(nanowm.PRESETS)}')
-    keys = {key: value for key, value in vars(nanowm.PRESETS[at]).items() if key not in ('input', 'injection')}
+    fixed = 'input', 'injection'
+    keys = {key: value for key, value in vars(nanowm.PRESETS[at]).items() if key not in fixed}
     yield Owner(f'nanowm.Config, preset {at}', keys, nanowm.__file__)
 
 
@@ -94,13 +96,13 @@ def modulation_row(cfg, clock, n):
         outputs = [way.net(data['latent'], data['t'], action) for way in (ours, theirs)]
     difference = (outputs[0] - outputs[1]).abs().max().item()
     if not difference <= TOLERANCE:
-        sys.exit(f'per frame and per patch are not the same function: they differ by {difference:.2g}, more than '
-                 f'{TOLERANCE}; nothing was timed')
+        sys.exit(f'per frame and per patch are not the same function: they differ by {difference:.2g}, more '
+                 f'than {TOLERANCE}; nothing was timed')
     took = clock.times({'frame': backward(ours, data, clock), 'patch': backward(theirs, data, clock)})
     ratios = timing.ratios(took['frame'], took['patch'])
-    return dict(injection=cfg.injection, frames=cfg.num_frames, batch=n, per_frame_ms=median(took['frame']) * 1e3,
-                per_patch_ms=median(took['patch']) * 1e3, ratio=median(ratios), difference=difference,
-                ratios=ratios)
+    return dict(injection=cfg.injection, frames=cfg.num_frames, batch=n,
+                per_frame_ms=median(took['frame']) * 1e3, per_patch_ms=median(took['patch']) * 1e3,
+                ratio=median(ratios), difference=difference, ratios=ratios)
 
 
 def main():

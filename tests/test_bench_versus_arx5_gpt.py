@@ -1,4 +1,4 @@
-"""bench/versus_arx5_gpt.py: the plain way is the same function as the stacked one, so that only the time differs."""
+"""bench/versus_arx5_gpt.py: the plain way is the same function as the stacked one; only the time differs."""
 import json
 from dataclasses import asdict, replace
 
@@ -29,7 +29,8 @@ def both(cfg=TINY, n=4):
     model, data = bench.build(cfg, clock(), n)
     timing.randomise(model, 0.1)
     nets = [bench.Member(model, i) for i in range(cfg.members)]
-    ways = {'stacked': timing.train_step(model, data, clock()), 'loop': bench.loop_step(model, nets, data, clock())}
+    ways = {'stacked': timing.train_step(model, data, clock()),
+            'loop': bench.loop_step(model, nets, data, clock())}
     return model, nets, data, ways
 
 
@@ -40,7 +41,7 @@ def test_both_ways_are_the_same_step(monkeypatch, members, clip, velocity):
     """Outputs, losses, and the weights after several steps, where the clip binds and differs per member."""
     monkeypatch.setattr(timing, 'CLIP', clip)
     model, nets, data, ways = both(replace(TINY, members=members, velocity=velocity), 2 * members)
-    data['state'][:2] *= 3                                           # the first member has the larger gradient
+    data['state'][:2] *= 3                                          # the first member has the larger gradient
     before = model.member(0)['head.weight'].clone()
     apart = bench.equal(model, nets, data, ways, clock())
     assert set(apart) == {'outputs_differ', 'losses_differ', 'weights_differ'} and max(apart.values()) < 1e-6
@@ -63,12 +64,12 @@ def test_the_loop_sees_the_model_s_loss():
 
 @pytest.mark.parametrize('what', ('weight', 'clip', 'decay', 'windows'))
 def test_a_difference_is_noticed(monkeypatch, what):
-    """A weight, a clip for all members together, another weight decay, or swapped windows: nothing is timed."""
+    """A weight, one clip for all members, another weight decay, or swapped windows: nothing is timed."""
     model, nets, data, ways = both()
     if what == 'weight':
         with torch.no_grad():
             nets[1].transformer.h[0].mlp.c_fc.bias[3] += 1e-3
-    if what == 'clip':                                               # Adam forgets a factor, but not from step to step
+    if what == 'clip':                                      # Adam forgets a factor, but not from step to step
         monkeypatch.setattr(timing, 'CLIP', 1e-9)
         ways['loop'] = lambda step=ways['loop']: (setattr(timing, 'CLIP', 1e9), step())
     if what == 'decay':
@@ -107,7 +108,7 @@ def test_step_rows(monkeypatch, dtype):
 
 
 def test_rollout_rows(monkeypatch, capsys):
-    """As many frames whatever the way; with chunk = 1 cached is exact; without MuJoCo its rows are left out."""
+    """As many frames whatever the way; chunk = 1 makes cached exact; without MuJoCo its rows are left out."""
     from data.arx5 import env
 
     def none():
@@ -157,15 +158,17 @@ def test_rollout_of_a_trained_run(monkeypatch, tmp_path):
     truth, context = state[:, 8:], {'state': state[:, :8], 'action': action[:, :7]}
     guess = loaded.rollout(context, action[:, None, 7:], chunk=1)['state'][:, 0]
     assert exact['from_data'] == pytest.approx(((guess - truth) / 2).square().mean().sqrt().item(), rel=1e-4)
-    said, _ = script('bench/versus_arx5_gpt.py', '--what=rollout', f'--ckpt={run}', '--candidates=3', '--frames=4',
-                     '--reps=1', '--device=cpu', f'--out={tmp_path}/x.json')
+    said, _ = script('bench/versus_arx5_gpt.py', '--what=rollout', f'--ckpt={run}', '--candidates=3',
+                     '--frames=4', '--reps=1', '--device=cpu', f'--out={tmp_path}/x.json')
     rows = json.loads((tmp_path / 'x.json').read_text())['rows']
-    assert [row['trajectories'] for row in rows[:2]] == [3, 3] and rows[0]['from_data'] > 0 and 'exact' in said
+    assert [row['trajectories'] for row in rows[:2]] == [3, 3] and rows[0]['from_data'] > 0
+    assert 'exact' in said
 
 
 def test_command_line(tmp_path):
     """JSON with what one must know to repeat it; mistakes get one line."""
-    flags = '--preset=cpu', '--batch=2', '--reps=1', f'--out={tmp_path}/step.json', '--dtypes=float32', '--depth=1'
+    flags = '--preset=cpu', '--batch=2', '--reps=1', f'--out={tmp_path}/step.json', '--dtypes=float32', \
+        '--depth=1'
     said, _ = script('bench/versus_arx5_gpt.py', *flags)
     saved = json.loads((tmp_path / 'step.json').read_text())
     assert saved['command'] == 'python bench/versus_arx5_gpt.py ' + ' '.join(flags)

@@ -1,4 +1,4 @@
-"""bench/versus_nanowm.py: its variant per patch is the same function as ours, so that only the time differs."""
+"""bench/versus_nanowm.py: its variant per patch is the same function as ours; only the time differs."""
 import json
 
 import pytest
@@ -72,9 +72,10 @@ def test_command_line(tmp_path):
     assert saved['command'] == 'python bench/versus_nanowm.py ' + ' '.join(flags)
     assert [(row['injection'], row['frames']) for row in saved['rows']] == [('adaln', 2), ('film', 2)]
     assert said.splitlines()[0].split() == [key for key in saved['rows'][0] if key != 'ratios']
-    for wrong, line, code in ((['--injections=add'], 'injections = add: choose from additive, ', 1),
-                              (['--injection=film'], "unknown key 'injection' (--injection); did you mean", 2),
-                              (['--preset=XL'], "preset = 'XL': nanowm has tiny, ", 2),
-                              (['--batch=0'], 'batch = 0, threads = 1: must be at least 1', 1)):
+    for wrong, line, code in (
+            (['--injections=add'], 'injections = add: choose from additive, ', 1),
+            (['--injection=film'], "unknown key 'injection' (--injection); did you mean", 2),
+            (['--preset=XL'], "preset = 'XL': nanowm has tiny, ", 2),
+            (['--batch=0'], 'batch = 0, threads = 1: must be at least 1', 1)):
         errors = script('bench/versus_nanowm.py', '--preset=tiny', *wrong, code=code)[1]
         assert errors.startswith(line) and errors.count('\n') == 1

@@ -14,7 +14,8 @@ import nanowm
 from bench import step as bench
 from bench import timing
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
+no_gpu = not torch.cuda.is_available()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(no_gpu, reason='needs a CUDA device')]
 DEVICE = 'cuda'
 MODELS = [name[:-3] for name in contract.model_files()]
 CASES = [(name, {}) for name in MODELS] + [('nanowm', {'injection': name}) for name in nanowm.INJECTIONS[1:]]
@@ -32,7 +33,7 @@ def build(name, over):
 
 @pytest.fixture
 def same_draws(monkeypatch):
-    """Random numbers are drawn on the CPU and copied, so that every device and precision draws the same ones."""
+    """Random numbers are drawn on the CPU and copied, so that every device and precision draws the same."""
     for name in ('rand', 'randn', 'randint', 'randperm', 'rand_like', 'randn_like', 'randint_like'):
         real = getattr(torch, name)
 
@@ -76,8 +77,8 @@ def exact_matmuls():
 @pytest.fixture
 def on_cuda(tiny):
     """Arguments of train.py: the tiny run, on the GPU, float32, not compiled."""
-    return [*tiny, '--device=auto', '--dtype=float32', '--compile=False', '--ema_decay=0.99', '--save_every=3',
-            '--val_every=3', '--max_steps=6', '--keep=0']
+    return [*tiny, '--device=auto', '--dtype=float32', '--compile=False', '--ema_decay=0.99',
+            '--save_every=3', '--val_every=3', '--max_steps=6', '--keep=0']
 
 
 @every_case
@@ -100,7 +101,7 @@ def test_cuda_and_cpu_agree(same_draws, name, over):
 
 @every_case
 def test_compiles_without_graph_breaks(monkeypatch, name, over):
-    """fullgraph=True raises at a break; loss and gradients are the eager ones, under the same random numbers."""
+    """fullgraph=True raises at a break; loss and gradients are the eager ones, under the same draws."""
     import torch._inductor.config
     monkeypatch.setattr(torch._inductor.config, 'fallback_random', True)
     torch._dynamo.reset()

@@ -1,6 +1,7 @@
 """
-bench/sweep.py. Two tests train real cells (a kill -9 in the middle; a stop and a failing cell); the others look at what
-lies on disk: cells made inside this process by the lines of --dry_run, or eval.json files written by hand.
+bench/sweep.py. Two tests train real cells (a kill -9 in the middle; a stop and a failing cell); the others
+look at what lies on disk: cells made inside this process by the lines of --dry_run, or eval.json files
+written by hand.
 """
 import argparse
 import importlib.util
@@ -43,13 +44,13 @@ def config(data_dir, tmp_path):
     """CONFIG and --root of a sweep of the tiny model."""
     lines = [flag[2:] for flag in TINY if not flag.startswith('--device')]
     path = tmp_path / "a config's.py"                    # nothing goes unquoted
-    path.write_text('\n'.join([*lines, "device = 'cpu'", "dataset = 'tiny_pixels'", f'data_dir = {data_dir!r}',
-                               'max_steps = 3']))
+    lines += ["device = 'cpu'", "dataset = 'tiny_pixels'", f'data_dir = {data_dir!r}', 'max_steps = 3']
+    path.write_text('\n'.join(lines))
     return [str(path), f'--root={tmp_path}/sweep', f'--name={path.stem}']
 
 
 def by_hand(line, shell=False):
-    """Do what a line of --dry_run says; python inside this process, seconds cheaper, or all of it in a shell."""
+    """Do what a line of --dry_run says: python inside this process, seconds cheaper, or all in a shell."""
     for part in [line] if shell else line.split(' && '):
         words = shlex.split(part)
         if words[0] == sys.executable:
@@ -66,7 +67,7 @@ def wait_until(condition, process, seconds=200):
 
 
 def test_killed_and_started_again(sweep, config, tmp_path):
-    """kill -9 of everything when two cells are done: only the others run, and the table is that of no kill."""
+    """kill -9 of everything when two cells are done: only the others run; the table is that of no kill."""
     folder, command = f'{tmp_path}/sweep/{config[-1][7:]}', [*config, *GRID, *ASK]
     lines = script('bench/sweep.py', *command, '--dry_run')[0].splitlines()
     assert len(lines) == 4 and not os.path.exists(f'{tmp_path}/sweep')
@@ -94,15 +95,17 @@ def test_killed_and_started_again(sweep, config, tmp_path):
     for name in ('table.md', 'table.csv'):
         tables = [open(path, 'rb').read() for path in glob(f'{tmp_path}/*/*/{name}')]
         assert len(tables) == 2 and tables[0] == tables[1]
-    assert len({line.split(',')[2] for line in tables[0].decode().splitlines()}) == 1 + 4        # four different scores
+    scores = {line.split(',')[2] for line in tables[0].decode().splitlines()[1:]}
+    assert len(scores) == 4                                              # so they were different cells
 
 
 def test_stop_and_failure(sweep, config, tmp_path):
-    """A cell that fails does not stop the next one; SIGTERM does, gently: it is saved, not counted as trained."""
+    """A cell that fails does not stop the next one; SIGTERM does, gently: saved, not counted as trained."""
     command = ['--grid=depth=3,2', *ASK, '--save_every=1000000']
     cell = f'{tmp_path}/sweep/{config[-1][7:]}/depth=2/seed1'
     process = start('bench/sweep.py', *config, *command, '--max_steps=1000000')
-    wait_until(lambda: glob(f'{cell}/logs.json.txt') and os.path.getsize(f'{cell}/logs.json.txt') > 500, process)
+    log = f'{cell}/logs.json.txt'
+    wait_until(lambda: os.path.exists(log) and os.path.getsize(log) > 500, process)
     process.send_signal(signal.SIGTERM)
     said, errors = finish(process, code=1)
     failed = 'seed1 | failed: nanowm.Config: depth = 3: blocks come in space/time pairs, make it even'
@@ -121,11 +124,13 @@ def test_stop_and_failure(sweep, config, tmp_path):
 
     said, _ = script('bench/sweep.py', *config, '--grid=depth=2', *command[1:], f'--max_steps={step + 2}')
     assert checkpoint.read(checkpoint.find(cell), 'meta.json')['step'] == step + 2 and '(best) | - | ' in said
-    assert f'step {step + 1}/' in open(f'{cell}/log.txt').read().split('stopped at step')[1]         # it went on
+    assert f'step {step + 1}/' in open(f'{cell}/log.txt').read().split('stopped at step')[1]      # it went on
 
 
 def test_what_makes_a_cell_start_anew(sweep, config, data_dir, tmp_path):
-    def look(*flags): return sweep.make_cells(*sweep.parse([*config, *ASK, '--grid=lr_schedule=constant', *flags]))[0]
+    def look(*flags):
+        argv = [*config, *ASK, '--grid=lr_schedule=constant', *flags]
+        return sweep.make_cells(*sweep.parse(argv))[0]
     by_hand(sweep.shell(look()))
     cell = look()
     assert cell.done and not cell.anew
@@ -141,7 +146,7 @@ def test_what_makes_a_cell_start_anew(sweep, config, data_dir, tmp_path):
     assert look(f'--data_dir={tmp_path}').done                           # the same bytes elsewhere
     meta = tmp_path / 'tiny_pixels' / 'meta.json'
     meta.write_text(meta.read_text().replace('"command": "tests"', '"command": "another"'))
-    assert look(f'--data_dir={tmp_path}').done                           # nor does it matter how they were made
+    assert look(f'--data_dir={tmp_path}').done                         # nor does it matter how they were made
     meta.write_text(meta.read_text().replace('"sha256": "', '"sha256": "0', 1))
     assert look(f'--data_dir={tmp_path}').anew.startswith('data_sha = ')
     cosine = [*config, *ASK, '--grid=lr_schedule=cosine']
@@ -158,8 +163,9 @@ def test_what_makes_a_cell_start_anew(sweep, config, data_dir, tmp_path):
     shutil.rmtree(changed.folder)
     os.rename(changed.folder + '.old1', changed.folder)
     assert look().done
-    held = checkpoint.lock(cell.folder)                                  # e.g. a train.py that outlived its sweep
-    assert 'is in use by another run' in sweep.run_cell(look('--lr=1e-2'), slots) and os.path.exists(cell.seal)
+    held = checkpoint.lock(cell.folder)                              # e.g. a train.py that outlived its sweep
+    assert 'is in use by another run' in sweep.run_cell(look('--lr=1e-2'), slots)
+    assert os.path.exists(cell.seal)
     held.close()
     step = checkpoint.find(cell.folder)
     os.rename(step, f'{tmp_path}/away')
@@ -201,8 +207,10 @@ def test_table_by_hand(sweep, config, tmp_path, capsys, monkeypatch):
     expected = [[7 / 3, 7 / 3 - half[0], 7 / 3 + half[0], 1, 4, 3], [6, 6 - half[1], 6 + half[1], 5, 8, 3]]
     for line, numbers in zip(lines[1:], expected):
         assert [float(x) for x in line[2:8]] == pytest.approx(numbers, rel=1e-12)
-    assert lines[3][2:8] == ['3', '', '', '3', '3', '1'] and lines[4][2:8] == ['', '', '', '', '', '0']      # nan: out
-    assert lines[3][8:14] == ['1.0', '1.0', '1.0', '1', '1', '2'] and [line[-1] for line in lines[1:]] == list('1000')
+    assert lines[3][2:8] == ['3', '', '', '3', '3', '1']                 # nan: out
+    assert lines[4][2:8] == ['', '', '', '', '', '0']
+    assert lines[3][8:14] == ['1.0', '1.0', '1.0', '1', '1', '2']
+    assert [line[-1] for line in lines[1:]] == list('1000')
     text = open(f'{folder}/table.md').read()
     assert '| 1e-3 | 2 | **2.333** (best) | -1.462 .. 6.128 | 1 .. 4 | 3 | 1 | 1 .. 1 |' in text
     assert text.count('**') == 2
@@ -223,29 +231,32 @@ def test_table_by_hand(sweep, config, tmp_path, capsys, monkeypatch):
 
 
 def test_quantiles_and_heat_map_orientation(sweep, tmp_path):
-    """95 % of Student's density lies between -t and t (Simpson's rule); the table, and the series after it."""
+    """95 % of Student's density lies between -t and t (Simpson's rule): table, and the series after it."""
     for n in (*range(1, 25), 40, 200):
         values = [0.0] * n + [1.0]                                       # half = t * stdev / sqrt(n + 1)
         mean, low, *_ = sweep.over_seeds(values)
         t, m = (mean - low) / (sweep.stdev(values) / math.sqrt(n + 1)), 2000
         weights = [1, *[4, 2] * (m // 2 - 1), 4, 1]
-        area = sum(w * (1 + (i * t / m) ** 2 / n) ** (-(n + 1) / 2) for i, w in enumerate(weights)) * t / m / 3
+        area = sum(w * (1 + (i * t / m) ** 2 / n) ** (-(n + 1) / 2) for i, w in enumerate(weights))
+        area *= t / m / 3
         area *= 2 * math.exp(math.lgamma((n + 1) / 2) - math.lgamma(n / 2)) / math.sqrt(n * math.pi)
         assert area == pytest.approx(0.95, abs=5e-5), n
     figure = pytest.importorskip('matplotlib.figure')
     seen, real = [], figure.Figure.savefig
     figure.Figure.savefig = lambda self, *a, **k: seen.append(self.axes[0]) or real(self, *a, **k)
     try:
-        args = argparse.Namespace(axes={'lr': ['a', 'b'], 'depth': ['1', '2', '3']}, metric=['psnr'], mode='max')
+        axes = {'lr': ['a', 'b'], 'depth': ['1', '2', '3']}
+        args = argparse.Namespace(axes=axes, metric=['psnr'], mode='max')
         sweep.heat_map(f'{tmp_path}/x.png', args, [1, 2, None, 4, 5, 6], 5)
     finally:
         figure.Figure.savefig = real
     image = seen[0].images[0].get_array().filled(-1)
-    assert image.tolist() == [[1, 2, -1], [4, 5, 6]] and (seen[0].get_xlabel(), seen[0].get_ylabel()) == ('depth', 'lr')
+    assert image.tolist() == [[1, 2, -1], [4, 5, 6]]
+    assert (seen[0].get_xlabel(), seen[0].get_ylabel()) == ('depth', 'lr')
 
 
 @pytest.mark.parametrize('flags, line', [
-    (['--grid=lr=1e-3,0.001'], '--grid: lr=1e-3 and lr=0.001 are one point; leave one of them out'),
+    (['--grid=lr=1e-3,0.001'], '--grid: lr=1e-3 and lr=0.001 are one point; leave one out'),
     (['--root={tmp}/file'], '--root={tmp}/file: {tmp}/file/'),
     (['--root=/proc/nowhere'], '--root=/proc/nowhere: ')])
 def test_what_cannot_be_run_gets_one_line(config, tmp_path, flags, line):
@@ -257,7 +268,7 @@ def test_what_cannot_be_run_gets_one_line(config, tmp_path, flags, line):
 
 
 def test_an_unknown_metric_ends_the_sweep_after_one_cell(config, tmp_path):
-    """One line with the names that there are; the other cells do not train. The next time it is known before."""
+    """One line with the names that there are; the other cells do not train. Next time it is known before."""
     command = ['bench/sweep.py', *config, '--grid=lr=1e-3,1e-2', '--seeds=2', '--metric=psnrr', '--mode=max',
                '--eval=n_clips=4', '--eval=sample_steps=2']
     said, errors = script(*command, code=1)
@@ -271,7 +282,7 @@ def test_an_unknown_metric_ends_the_sweep_after_one_cell(config, tmp_path):
 
 
 def test_other_code_unseals_a_cell(sweep, config, tmp_path, capsys):
-    """Code that trains: anew. Code that judges: judged again. A line says why; --keep_sealed takes them as they are."""
+    """Code that trains: anew. Code that judges: judged again. A line says why; --keep_sealed accepts both."""
     argv = [*config, *ASK]
 
     def look(*flags):
@@ -300,7 +311,7 @@ def test_other_code_unseals_a_cell(sweep, config, tmp_path, capsys):
     assert f'{cell.folder}: protocols/video.py changed since: is judged again' in said and look().done
     assert 'nothing to do' in open(f'{cell.folder}/log.txt').read() and not os.path.exists(cell.aside)
 
-    step = checkpoint.find(cell.folder)                      # stopped half-way: no seal, but the checkpoint knows
+    step = checkpoint.find(cell.folder)                  # stopped half-way: no seal, but the checkpoint knows
     os.remove(cell.seal)
     meta = checkpoint.read(step, 'meta.json')
     checkpoint.write_text(f'{step}/meta.json', json.dumps(meta | {'model_sha': 'another'}))
@@ -313,8 +324,10 @@ def test_other_code_unseals_a_cell(sweep, config, tmp_path, capsys):
     (['--grid=lr=1e-3,fast'], "lr wants float like 0.0001, got str 'fast' (--lr)"),
     (['--eval=horizn=3'], "unknown key 'horizn' (--horizn); did you mean 'horizon'?"),
     (['--seed=3'], '--seed=3: the sweep sets seed'), (['--grid=seed=3,4'], 'seed=3,4: the sweep sets seed'),
-    (['--eval=out=x'], 'out=x: the sweep sets out'), (['--grid=lr=1,2', '--lr=3'], '--lr=3: is an axis of the grid'),
-    (['--grid=lr=1,1'], '--grid lr=1,1: want KEY=A,B'), (['--grid=lr=1,2', '--grid=lr=3'], '--grid lr=3: want KEY'),
+    (['--eval=out=x'], 'out=x: the sweep sets out'),
+    (['--grid=lr=1,2', '--lr=3'], '--lr=3: is an axis of the grid'),
+    (['--grid=lr=1,1'], '--grid lr=1,1: want KEY=A,B'),
+    (['--grid=lr=1,2', '--grid=lr=3'], '--grid lr=3: want KEY'),
     (['--grid=lr'], '--grid lr: want KEY=A,B'), (['--jobs=0'], '--jobs 0: at least 1'),
     (['--eval=protocol=plan'], "protocol = 'plan': nanowm understands video, loss"),
     (['--eval=n_samples=3'], "unknown key 'n_samples' (--n_samples)"),           # a key of another protocol
@@ -325,7 +338,7 @@ def test_a_typo_starts_nothing(config, tmp_path, flags, words):
 
 
 def test_cells_share_cores_and_take_gpus_in_turn(sweep, config, monkeypatch, tmp_path):
-    """Four at a time on 8 cores and 2 GPUs; a second sweep in the folder gets one line; --help names every flag."""
+    """Four at a time on 8 cores and 2 GPUs; a second sweep there gets one line; --help names every flag."""
     seen = []
     def run_cell(cell, slots):
         seen.append(slots.get())
@@ -340,6 +353,7 @@ def test_cells_share_cores_and_take_gpus_in_turn(sweep, config, monkeypatch, tmp
     assert sorted(slot['CUDA_VISIBLE_DEVICES'] for slot in seen) == ['3', '3', '5', '5']
     held = checkpoint.lock(f'{tmp_path}/sweep/{args.name}')
     _, errors = script('bench/sweep.py', *config, *GRID, *ASK, code=1)
-    assert errors.strip() == held.name[:-5] + ' is in use by another sweep; wait for it, or choose another --name'
+    line = ' is in use by another sweep; wait for it, or choose another --name'
+    assert errors.strip() == held.name[:-5] + line
     said, _ = script('bench/sweep.py', '--help')
     assert all(f'--{key}' in said for key in vars(args) if key not in ('config', 'axes', 'folder'))
