@@ -100,7 +100,7 @@ if __name__ == '__main__':
 
     try:
         result = P.evaluate(model, folder, keys, quiet=False)
-    except AssertionError as error:                      # an impossible key; the assert says which and why
+    except (AssertionError, ValueError) as error:        # an impossible key; the message says which and why
         sys.exit(f'{protocol} protocol: {error}')
     source = dict(protocol=protocol, checkpoint=ckpt, step=meta['step'], ema=ema, dataset=dataset,
                   data_sha=data_sha[:12])
