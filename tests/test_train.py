@@ -1,29 +1,39 @@
 """
-The training loop as a program: exact resume, ranks, faults. What a process of its own can show (signals, kills, ranks,
-limits) costs seconds each and runs side by side where it can; the rest calls train.py inside this process.
+The training loop as a program: exact resume, ranks, faults. What only a process of its own can show (kills,
+ranks, a closed pipe) costs seconds each and runs side by side where it can; the rest calls train.py inside
+this process.
 """
 import json
 import math
 import os
 import re
+import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, finish, run, script, start
+from conftest import ROOT, finish, one_line, run, script, start, start_ranks
+from conftest import episode as pixels
 from safetensors.torch import load_file
+from test_eval_dynamics import episode as robot_episode
 from test_eval_dynamics import make_robot
 
 import checkpoint
+import contract
 import nanowm
 from data.loader import Store
+from data.writer import write
 from logger import read_logs
 
 RESUMABLE = ['--micro_batch=1', '--ema_decay=0.99', '--lr_schedule=cosine', '--save_every=3', '--val_every=3',
-             '--max_steps=6', '--eval_every=3', '--best_metric=eval/psnr_moving', '--best_mode=min', '--keep=0']
+             '--max_steps=6', '--eval_every=3', '--best_metric=eval/psnr_moving', '--best_mode=min',
+             '--keep=0']
+ALWAYS = ['--save_every=100000', '--val_every=100000', '--max_steps=100000']
 
 
 def same(a, b, *files):
@@ -32,7 +42,27 @@ def same(a, b, *files):
             assert f.read() == g.read(), f'{file} of {a} and {b} differ'
 
 
-def step_lines(text): return re.findall(r'step (\d+)/\d+ \| loss ([\d.]+)', text)
+def same_run(a, b, step, after=0):
+    """Weights, averaged weights, optimizer, best and logs of two out_dirs, to the byte."""
+    folders = [os.path.join(out_dir, checkpoint.step_name(step)) for out_dir in (a, b)]
+    same(*folders, *[f for f in os.listdir(folders[0]) if f.endswith('.safetensors')])
+    x, y = (torch.load(os.path.join(folder, 'state.pt'), weights_only=True)['state'] for folder in folders)
+    assert x and all(torch.equal(x[i][k], y[i][k]) for i in x for k in x[i])
+    x, y = (checkpoint.read(folder, 'meta.json') for folder in folders)
+    assert x['metrics'] == y['metrics'] and x['best'] == y['best']
+    x, y = (curves(out_dir, after) for out_dir in (a, b))
+    assert x == y
+
+
+def curves(out_dir, after=0):
+    """{(step, name): number} of the logs after a step, without the times."""
+    rows = read_logs(os.path.join(out_dir, 'logs.json.txt'))
+    return {(row['step'], name): value for row in rows for name, value in row.items()
+            if row['step'] > after and name not in ('step', 'train/ms', 'train/waited')}
+
+
+def step_lines(text):
+    return re.findall(r'step (\d+)/\d+ \| loss ([\d.]+)', text)
 
 
 def wait_for(process, pattern, seconds=120):
@@ -41,40 +71,180 @@ def wait_for(process, pattern, seconds=120):
     while time.time() < end:
         line = process.stdout.readline()
         lines.append(line)
-        if re.search(pattern, line): return lines
-        if not line and process.poll() is not None: break
+        if re.search(pattern, line):
+            return lines
+        if not line and process.poll() is not None:
+            break
     raise AssertionError('never printed ' + pattern + '\n' + ''.join(lines) + process.stderr.read())
 
 
 # ---- exact ----
 
+def either(*args, ranks, **kw):
+    """In this process where one rank will do."""
+    return run(*args, ranks=ranks, **kw) if ranks > 1 else script(*args, **kw)
+
+
+# In a process of its own: rank r stops itself when it reads the (limit + r)-th batch of the val split, and
+# prints what it took from there to its end, in seconds of the CPU, because other processes may be about.
+STOPPED_IN_VALIDATION = '''
+import atexit, os, runpy, signal, sys, time
+from data.loader import Store
+limit, seen, real = int(sys.argv[1]) + int(os.environ.get("RANK", 0)), [], Store.windows_at
+def windows_at(store, ids):
+    if store.split == "val":
+        seen.append(time.process_time())
+        if len(seen) == limit: os.kill(os.getpid(), signal.SIGTERM)
+    return real(store, ids)
+Store.windows_at = windows_at
+leave = os._exit
+def goodbye(code):
+    print("took", time.process_time() - seen[limit - 1], flush=True)
+    leave(code)
+os._exit = goodbye
+sys.argv = sys.argv[2:]
+runpy.run_path("train.py", run_name="__main__")
+goodbye(0)
+'''
+
+
 @pytest.mark.parametrize('ranks', (1, 2))
 def test_resume_is_exact(tiny, tmp_path, ranks):
-    """6 steps at once = 3 steps, a stop, 3 steps: weights, averaged weights, optimizer, best and logs, to the byte."""
-    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    text, _ = run(*tiny, *RESUMABLE, f'--out_dir={whole}', ranks=ranks)
-    shutil.copytree(whole / 'step_0000003', parts / 'step_0000003')        # what a kill after step 3 would have left
-    for pointer in ('latest', 'best'): checkpoint.write_text(f'{parts}/{pointer}', 'step_0000003')
-    resumed, _ = run(*tiny, *RESUMABLE, f'--out_dir={parts}', '--resume=True', ranks=ranks)
+    """
+    6 steps at once = 3 steps, a stop, 3 steps: weights, averaged weights, optimizer, best and logs, to the
+    byte. The same where the stop came in the middle of a validation: the resumed run makes up for it.
+    """
+    whole, parts, broken = tmp_path / 'whole', tmp_path / 'parts', tmp_path / 'broken'
+    args = [*tiny, *RESUMABLE, '--val_batches=4']
+    text, _ = either(*args, f'--out_dir={whole}', ranks=ranks)
+    # what a kill after step 3 would have left
+    shutil.copytree(whole / 'step_0000003', parts / 'step_0000003')
+    for pointer in ('latest', 'best'):
+        checkpoint.write_text(f'{parts}/{pointer}', 'step_0000003')
+    resumed, _ = either(*args, f'--out_dir={parts}', '--resume=True', ranks=ranks)
     assert step_lines(text)[3:] == step_lines(resumed) and len(step_lines(resumed)) == 3
-    a, b = (folder / 'step_0000006' for folder in (whole, parts))
-    same(a, b, 'model.safetensors', 'ema.safetensors')
-    x, y = (torch.load(folder / 'state.pt', weights_only=True)['state'] for folder in (a, b))
-    assert x and all(torch.equal(x[i][k], y[i][k]) for i in x for k in x[i])
-    a, b = (checkpoint.read(folder, 'meta.json') for folder in (a, b))
-    assert a['metrics'] == b['metrics'] and a['best'] == b['best'] and 'eval/gain_over_shuffled' in a['metrics']
-    for folder in (whole, parts): assert checkpoint.pointer(folder, 'best') == 'step_0000003'    # it is remembered
-    logs = [{(row['step'], k): v for row in read_logs(folder / 'logs.json.txt') for k, v in row.items()
-             if row['step'] > 3 and k not in ('train/ms', 'train/waited')} for folder in (whole, parts)]
-    assert logs[0] == logs[1] and {k for _, k in logs[0]} >= {'train/loss', 'val/loss', 'train/lr', 'eval/psnr'}
+    same_run(whole, parts, 6, after=3)
+    logged = {name for _, name in curves(parts)}
+    assert logged >= {'train/loss', 'val/loss', 'train/lr', 'eval/psnr', 'eval/gain_over_shuffled'}
+    for folder in (whole, parts):
+        assert checkpoint.pointer(folder, 'best') == 'step_0000003'    # it is remembered
+
+    if ranks == 1:
+        return                                               # test_a_stop_while_measuring goes on here
+    # 4 batches at step 0; in the validation of step 3 the ranks are stopped at different places
+    said, errors = run('-c', STOPPED_IN_VALIDATION, 6, *args, f'--out_dir={broken}', ranks=2, PYTHONPATH=ROOT)
+    assert 'stopped at step 3; --resume=True goes on' in said and errors == ''
+    assert float(re.search(r'took ([\d.]+)', said)[1]) < 2
+    assert checkpoint.read(checkpoint.find(broken), 'meta.json')['judged'] is False
+    assert not [name for step, name in curves(broken) if step == 3 and not name.startswith('train/')]
+    run(*args, f'--out_dir={broken}', '--resume=True', ranks=2)
+    same_run(whole, broken, 6)
+
+
+@pytest.mark.parametrize('where', ('validation', 'evaluation'))
+def test_a_stop_while_measuring(tiny, tmp_path, monkeypatch, where):
+    """
+    A signal in the middle of a validation or of an evaluation is not kept waiting: saved, exit 0. `judged`
+    tells the resumed run to make up for it, and then nobody sees that there was a stop.
+    """
+    args, last = [*tiny, *RESUMABLE, '--val_batches=8'], 8 + 2 if where == 'validation' else 1
+    script(*args, f'--out_dir={tmp_path}/whole')
+    seen, stopped = [], []
+    owner, name = (Store, 'windows_at') if where == 'validation' else (nanowm.Model, 'rollout')
+    real = getattr(owner, name)
+
+    def stopping(self, *args, **kw):
+        if getattr(self, 'split', 'val') == 'val':
+            seen.append(1)
+            # at step 3: the second batch after those of step 0; the first rollout of the evaluation
+            if len(seen) == last:
+                stopped.append(time.process_time())
+                os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args, **kw)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, stopping)
+        said, errors = script(*args, f'--out_dir={tmp_path}/broken')
+        assert time.process_time() - stopped[0] < 2 and len(seen) == last        # nothing more was read
+    assert said.endswith('stopped at step 3; --resume=True goes on\n') and errors == ''
+    meta = checkpoint.read(checkpoint.find(tmp_path / 'broken'), 'meta.json')
+    assert (meta['step'], meta['judged'], meta['metrics']) == (3, False, {})
+    script(*args, f'--out_dir={tmp_path}/broken', '--resume=True')
+    same_run(tmp_path / 'whole', tmp_path / 'broken', 6)
+    assert checkpoint.read(checkpoint.find(tmp_path / 'broken'), 'meta.json')['judged'] is True
+    assert checkpoint.pointer(tmp_path / 'broken', 'best') == 'step_0000003'
+
+
+def test_a_stop_in_the_last_validation_is_made_up_for(tiny, tmp_path, monkeypatch):
+    """All steps are done then, and still there is something to resume."""
+    args = [*tiny, '--max_steps=2', '--val_every=0', '--val_batches=3']
+    script(*args, f'--out_dir={tmp_path}/whole')
+    real, seen = Store.windows_at, []
+
+    def stopping(self, ids):
+        if self.split == 'val':
+            seen.append(1)
+            if len(seen) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+        return real(self, ids)
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, 'windows_at', stopping)
+        said, _ = script(*args, f'--out_dir={tmp_path}/broken')
+    assert said.endswith('stopped at step 2; --resume=True goes on\n')
+    assert 'nothing to do' not in script(*args, f'--out_dir={tmp_path}/broken', '--resume=True')[0]
+    same_run(tmp_path / 'whole', tmp_path / 'broken', 2)
+    assert 'nothing to do' in script(*args, f'--out_dir={tmp_path}/broken', '--resume=True')[0]
+
+
+def test_resume_goes_by_names(tiny, tmp_path, fork):
+    """
+    Two parameters' lines are swapped in the model file between save and resume, so that torch would give each
+    the moments of the other. grad_clip is off because the norm, a sum, would be rounded in another order.
+    """
+    path = fork('nanowm', 'mynano')
+    args = [*tiny, '--model=mynano', '--max_steps=4', '--grad_clip=0', '--ema_decay=0.9', '--lr=1e-2']
+    script(*args, f'--out_dir={tmp_path}/whole')
+    script(*args, '--max_steps=2', f'--out_dir={tmp_path}/parts')
+    text = path.read_text()
+    q, k = (re.search(rf'^        self.{name}_norm = .*\n', text, re.M)[0] for name in 'qk')
+    path.write_text(text.replace(q + k, k + q))
+    assert path.read_text() != text
+    del sys.modules['mynano']                                # a process of its own would not know it yet
+    said, _ = script(*args, f'--out_dir={tmp_path}/parts', '--resume=True')
+    assert f'note: mynano.py has changed since {tmp_path}/parts/step_0000002 was saved\n' in said
+    whole, parts = tmp_path / 'whole' / 'step_0000004', tmp_path / 'parts' / 'step_0000004'
+    for file in ('model.safetensors', 'ema.safetensors'):
+        x, y = load_file(whole / file), load_file(parts / file)
+        assert x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x)
+    x, y = ({name: state['state'][i] for i, (name, _) in enumerate(state['params'])}
+            for state in (torch.load(folder / 'state.pt', weights_only=True) for folder in (whole, parts)))
+    assert list(x) != list(y) and x.keys() == y.keys()
+    assert all(torch.equal(x[name][key], y[name][key]) for name in x for key in x[name])
+
+
+@pytest.fixture
+def fork(tmp_path, monkeypatch):
+    """fork('nanowm', 'my') copies a model file into a folder from which models then come."""
+    folder = tmp_path / 'models'
+    folder.mkdir()
+    monkeypatch.setattr(contract, 'HERE', str(folder))
+    made = []
+
+    def copy(name, new):
+        made.append(new)
+        return shutil.copy(os.path.join(ROOT, f'{name}.py'), folder / f'{new}.py')
+    yield copy
+    for name in made:
+        sys.modules.pop(name, None)
 
 
 def test_data_on_the_device_are_the_same_data(train, tmp_path):
     """Weights, logs and validation to the byte, wherever the batches are gathered."""
     flags = ['--max_steps=3', '--val_every=2', '--micro_batch=2', '--lr=1e-2']
-    texts = [train(*flags, f'--data_on_device={where}', f'--out_dir={tmp_path}/{where}')[0] for where in (True, False)]
+    texts = [train(*flags, f'--data_on_device={where}', f'--out_dir={tmp_path}/{where}')[0]
+             for where in (True, False)]
     assert step_lines(texts[0]) == step_lines(texts[1]) and len(step_lines(texts[0])) == 3
-    same(*(tmp_path / str(where) / 'step_0000003' for where in (True, False)), 'model.safetensors', 'state.pt')
+    folders = [tmp_path / str(where) / 'step_0000003' for where in (True, False)]
+    same(*folders, 'model.safetensors', 'state.pt')
     _, errors = train('--data_on_device=maybe', code=1)
     assert "data_on_device = 'maybe': choose one of ('auto', True, False)" in errors
 
@@ -88,8 +258,8 @@ def test_one_and_two_ranks_see_the_same_data(tmp_path, data_dir):
     finish(one)
     one, two = (torch.load(tmp_path / f'{ranks}.pt') for ranks in (1, 2))
     assert sorted(one['index']) == sorted(two['index']) and len(set(one['index'])) > 4
-    for key in one['grad']:
-        assert (one['grad'][key] - two['grad'][key]).abs().max() <= 1e-6 * max(1, one['grad'][key].abs().max())
+    for key, grad in one['grad'].items():
+        assert (grad - two['grad'][key]).abs().max() <= 1e-6 * max(1, grad.abs().max())
 
 
 GRADIENT = '''
@@ -100,7 +270,8 @@ import nanowm
 from data.loader import Store
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 if world > 1: dist.init_process_group("gloo")
-cfg = nanowm.Config(input="video", height=12, width=16, channels=3, action_dim=2, hidden=32, heads=2, depth=2, patch=4)
+cfg = nanowm.Config(input="video", height=12, width=16, channels=3, action_dim=2, hidden=32, heads=2,
+                    depth=2, patch=4)
 torch.manual_seed(0)
 raw = nanowm.Model(cfg)
 with torch.no_grad():
@@ -116,40 +287,83 @@ for i in range(accum):
 index = [None] * world
 if world > 1: dist.all_gather_object(index, batch["index"].tolist())
 else: index = [batch["index"].tolist()]
-if rank == 0: torch.save({"grad": {k: p.grad for k, p in raw.named_parameters()}, "index": sum(index, [])}, sys.argv[2])
+grads = {k: p.grad for k, p in raw.named_parameters()}
+if rank == 0: torch.save({"grad": grads, "index": sum(index, [])}, sys.argv[2])
 if world > 1: dist.barrier()
-os._exit(0)                                                  # gradients are the matter here, not how gloo ends
+os._exit(0)                                     # gradients are the matter here, not how gloo ends
 '''
 
 
 # ---- stop, kill, break ----
 
 def test_stop_signals_and_two_runs_in_one_out_dir(tiny, tmp_path, train):
-    """SIGTERM and SIGINT save and exit 0, and it goes on exactly. While a run lives nobody else gets its folder."""
-    args = ['--save_every=100000', '--val_every=100000', '--max_steps=100000']
-    term = start(*tiny, *args)
-    interrupt = start(*tiny, *args, f'--out_dir={tmp_path}/other')
+    """
+    SIGTERM, SIGINT and a closed pipe (`train.py | head`) save and exit 0, and it goes on exactly. While a run
+    lives nobody else gets its folder.
+    """
+    folders = [tmp_path / name for name in ('out', 'other', 'pipe')]
+    term, interrupt, pipe = processes = [start(*tiny, *ALWAYS, f'--out_dir={folder}') for folder in folders]
     wait_for(term, r'step 3/')
-    _, errors = train(*args, code=1)
-    assert errors.strip() == f'{tmp_path}/out is in use by another run; wait for it, or choose another --out_dir'
+    _, errors = train(*ALWAYS, code=1)
+    assert one_line(errors) == (f'{tmp_path}/out is in use by another run; wait for it, '
+                                'or choose another --out_dir')
+    wait_for(pipe, r'step 3/')
+    pipe.stdout.close()
     wait_for(interrupt, r'step 3/')
     term.send_signal(signal.SIGTERM)
     interrupt.send_signal(signal.SIGINT)
-    stopped = []
-    for process, out_dir in (term, tmp_path / 'out'), (interrupt, tmp_path / 'other'):
-        rest, _ = finish(process)
-        stopped.append(int(re.search(r'stopped at step (\d+); --resume=True', rest)[1]))
-        assert checkpoint.pointer(out_dir, 'latest') == checkpoint.step_name(stopped[-1])
+    for process in (term, interrupt):
+        rest, errors = finish(process)
+        assert re.search(r'stopped at step \d+; --resume=True', rest) and errors == ''
+    assert (pipe.wait(timeout=120), pipe.stderr.read()) == (0, '')
+    assert len(processes) == 3
+    stopped = [int(checkpoint.pointer(folder, 'latest')[5:]) for folder in folders]
+    assert min(stopped) >= 3
     end = stopped[0] + 2
-    resumed, _ = train(*args, f'--max_steps={end}', '--resume=True')
-    unbroken, _ = train(*args, f'--max_steps={end}', f'--out_dir={tmp_path}/unbroken')
+    resumed, _ = train(*ALWAYS, f'--max_steps={end}', '--resume=True')
+    unbroken, _ = train(*ALWAYS, f'--max_steps={end}', f'--out_dir={tmp_path}/unbroken')
     assert step_lines(resumed) == step_lines(unbroken)[-2:]
     same(*(tmp_path / d / checkpoint.step_name(end) for d in ('out', 'unbroken')), 'model.safetensors')
 
 
+@pytest.mark.parametrize('ignored', (False, True))
+def test_hang_up(train, tmp_path, monkeypatch, ignored):
+    """The terminal closes: saved, exit 0. Under nohup, which ignores the signal, it goes on to its end."""
+    real = Store.batch
+
+    def hang_up(self, step, *args):
+        if self.split == 'train' and step == 8:              # fetched some steps before it is used
+            os.kill(os.getpid(), signal.SIGHUP)
+        return real(self, step, *args)
+    monkeypatch.setattr(Store, 'batch', hang_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        said, errors = train('--max_steps=20', '--save_every=100', '--val_every=100')
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    last = int(checkpoint.pointer(tmp_path / 'out', 'latest')[5:])
+    assert errors == '' and (last == 20) is ignored
+    end = f'done: {tmp_path}/out' if ignored else f'stopped at step {last}; --resume=True goes on'
+    assert said.endswith(end + '\n')
+
+
+def test_ranks_do_not_outlive_torchrun(tiny, tmp_path):
+    """kill -9 of the parent, which is the shell here: they save and end by themselves."""
+    rank = dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='localhost', MASTER_PORT='0',
+                OMP_NUM_THREADS='1')
+    command = ' '.join([sys.executable, *tiny, *ALWAYS, '; true'])         # more than one command: it stays
+    shell = subprocess.Popen(['bash', '-c', command], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, env=os.environ | rank)
+    wait_for(shell, r'step 3/')
+    shell.kill()
+    rest, errors = shell.communicate(timeout=120)            # until the rank, too, has closed its output
+    stopped = int(re.search(r'stopped at step (\d+); --resume=True', rest)[1])
+    assert checkpoint.pointer(tmp_path / 'out', 'latest') == checkpoint.step_name(stopped) and errors == ''
+
+
 def test_stop_signal_under_torchrun(tiny, tmp_path):
     """Both ranks stop at the same step. torchrun itself exits as killed; its workers have saved."""
-    process = start(*tiny, '--save_every=100000', '--val_every=100000', '--max_steps=100000', ranks=2)
+    process = start(*tiny, *ALWAYS, ranks=2)
     wait_for(process, r'step 5/')
     process.send_signal(signal.SIGTERM)
     rest, errors = process.communicate(timeout=120)
@@ -158,15 +372,29 @@ def test_stop_signal_under_torchrun(tiny, tmp_path):
     assert 'train.py", line' not in errors, errors         # torchrun's own traceback is not ours
 
 
+KILLED_IN_A_SAVE = '''
+import os, signal, runpy, sys, torch
+sys.argv = sys.argv[1:]
+n, real = [0], torch.save
+def save(state, path):
+    n[0] += 1
+    real(state, path)
+    if n[0] == 2:
+        os.truncate(path, 100)
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save = save
+runpy.run_path("train.py", run_name="__main__")
+'''
+
+
 def test_kill_in_the_middle_of_a_save(tiny, train, tmp_path):
-    """kill -9 while the files of a checkpoint are half written: latest still reads, and the resumed run is exact."""
+    """
+    kill -9 while the files of a checkpoint are half written: latest still reads, the resumed run is exact.
+    """
     args = ['--save_every=3', '--val_every=100000', '--max_steps=9']
-    kill = '\n'.join(['import os, signal, runpy, sys, torch', 'sys.argv = sys.argv[1:]', 'n, real = [0], torch.save',
-                      'def save(state, path):', '    n[0] += 1', '    real(state, path)',
-                      '    if n[0] == 2: os.truncate(path, 100); os.kill(os.getpid(), signal.SIGKILL)',
-                      'torch.save = save', 'runpy.run_path("train.py", run_name="__main__")'])
-    run('-c', kill, *tiny, *args, code=-signal.SIGKILL)
-    assert sorted(p.name for p in (tmp_path / 'out').glob('*step*')) == ['step_0000003', 'tmp.step_0000006']
+    run('-c', KILLED_IN_A_SAVE, *tiny, *args, code=-signal.SIGKILL)
+    left = sorted(p.name for p in (tmp_path / 'out').glob('*step*'))
+    assert left == ['step_0000003', 'tmp.step_0000006']
     assert checkpoint.load(tmp_path / 'out')[1]['step'] == 3
     train(*args, '--resume=True')                            # the dead owner's lock is gone, too
     train(*args, f'--out_dir={tmp_path}/unbroken')
@@ -174,40 +402,102 @@ def test_kill_in_the_middle_of_a_save(tiny, train, tmp_path):
     assert not list((tmp_path / 'out').glob('tmp.*'))
 
 
-def test_full_disk_while_saving(tiny, train, tmp_path):
-    """A file size limit stands for the full disk: the run ends with one line, the checkpoint before it stays whole."""
+@pytest.fixture
+def largest_file():
+    """largest_file(n): files of this process cannot grow beyond n bytes, which stands for the full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda n: resource.setrlimit(resource.RLIMIT_FSIZE, (n, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_full_disk_while_saving(train, tmp_path, largest_file):
+    """The run ends with one line, the checkpoint before it stays whole."""
     train('--val_every=100000', '--max_steps=2')
-    limited = '\n'.join(['import resource, runpy, signal, sys', 'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)',
-                         'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))', 'sys.argv = sys.argv[1:]',
-                         'runpy.run_path("train.py", run_name="__main__")'])
-    _, errors = run('-c', limited, *tiny, '--val_every=100000', '--max_steps=4', '--resume=True', code=1)
-    assert 'could not save' in errors and 'make room' in errors and 'Traceback' not in errors
+    largest_file(100_000)
+    _, errors = train('--val_every=100000', '--max_steps=4', '--resume=True', code=1)
+    largest_file(resource.RLIM_INFINITY)
+    said = one_line(errors)
+    assert said.startswith(f'could not save {tmp_path}/out/step_0000004: ') and 'make room' in said
     assert sorted(p.name for p in (tmp_path / 'out').glob('*step*')) == ['step_0000002']
     assert checkpoint.load(tmp_path / 'out')[1]['step'] == 2
     train('--val_every=100000', '--max_steps=4', '--resume=True')
     assert checkpoint.load(tmp_path / 'out')[1]['step'] == 4
 
 
-def test_loss_that_is_not_finite_names_its_samples(tiny, data_dir, tmp_path):
-    _, errors = run(*tiny, '--lr=1e30', '--grad_clip=0', '--max_steps=5', '--val_every=1000', '--seed=3', code=1)
-    step, ids = re.search(r'is not finite at step (\d+), rank 0, sample ids (\[.*?\])', errors).groups()
-    store = Store(f'{data_dir}/tiny_pixels', 'train', nanowm.windows(nanowm.Config(input='video', num_frames=2)))
-    assert json.loads(ids) == store.ids(int(step), 4, 3).tolist() and 'Traceback' not in errors
+def test_full_disk_while_logging(train, tmp_path, largest_file):
+    """A line of logs.json.txt that does not fit: one line, and the last checkpoint is still there."""
+    train('--val_every=100000', '--max_steps=2')
+    path = tmp_path / 'out' / 'logs.json.txt'
+    largest_file(path.stat().st_size)
+    _, errors = train('--val_every=100000', '--max_steps=4', '--resume=True', code=1)
+    largest_file(resource.RLIM_INFINITY)
+    assert one_line(errors) == f'{path}: File too large; make room, then --resume=True'
+    train('--val_every=100000', '--max_steps=4', '--resume=True')
+    assert [row['step'] for row in read_logs(path) if 'train/loss' in row] == [1, 2, 3, 4]
+
+
+def test_loss_that_is_not_finite_names_its_samples(train, data_dir, tmp_path):
+    _, errors = train('--lr=1e30', '--grad_clip=0', '--max_steps=5', '--val_every=1000', '--seed=3', code=1)
+    pattern = r'is not finite at step (\d+), rank 0, sample ids (\[.*?\])'
+    step, ids = re.search(pattern, one_line(errors)).groups()
+    windows = nanowm.windows(nanowm.Config(input='video', num_frames=2))
+    store = Store(f'{data_dir}/tiny_pixels', 'train', windows)
+    assert json.loads(ids) == store.ids(int(step), 4, 3).tolist()
     assert not os.path.exists(tmp_path / 'out' / 'latest')
+
+
+def spoil(folder, split, key, row):
+    """nan (or 255) in one row of a data file, behind the back of meta.json."""
+    array = np.load(f'{folder}/{split}/{key}.npy', mmap_mode='r+')
+    array[row] = 255 if array.dtype == np.uint8 else np.nan
+    array.flush()
+
+
+def test_a_sample_that_is_not_finite_is_named_with_its_rank(tiny, data_dir, tmp_path):
+    """The norm of all ranks is spoilt then; only the rank whose loss it was has something to show."""
+    shutil.copytree(f'{data_dir}/tiny_pixels', tmp_path / 'tiny_pixels')
+    windows = nanowm.windows(nanowm.Config(input='video', num_frames=2))
+    store = Store(tmp_path / 'tiny_pixels', 'train', windows)
+    mine = store.ids(1, 4, 1, 1, 2)                          # step 1, seed 1: of rank 1
+    others = np.concatenate([store.ids(0, 4, 1), store.ids(1, 4, 1, 0, 2)])
+    bad = next(i for i in mine if i not in others)
+    spoil(tmp_path / 'tiny_pixels', 'train', 'action', store.locate(np.array([bad]))[1][0])
+    processes = start_ranks(*tiny, f'--data_dir={tmp_path}', '--max_steps=5', '--val_every=1000', ranks=2)
+    (_, said), (_, nothing) = [finish(process, 1) for process in processes]
+    assert f'is not finite at step 1, rank 1, sample ids {mine.tolist()}; nothing was saved' in one_line(said)
+    assert nothing == '' and not os.path.exists(tmp_path / 'out' / 'latest')
+
+
+def test_validation_data_that_are_not_finite(train, data_dir, tmp_path):
+    """Said at once; `best` would never be written. What was trained is saved."""
+    shutil.copytree(f'{data_dir}/tiny_pixels', tmp_path / 'tiny_pixels')
+    spoil(tmp_path / 'tiny_pixels', 'val', 'action', slice(None))
+    _, errors = train(f'--data_dir={tmp_path}', '--max_steps=3', code=1)
+    assert one_line(errors) == ('validation loss is not finite at step 0: '
+                                f'look at {tmp_path}/tiny_pixels/val for numbers that are none')
+
+
+def test_a_locked_folder_under_two_ranks(tiny, tmp_path):
+    """One line of rank 0; rank 1 ends as well, and says nothing."""
+    held = checkpoint.lock(tmp_path / 'out')
+    (_, said), (_, nothing) = [finish(process, 1) for process in start_ranks(*tiny, ranks=2)]
+    held.close()
+    assert f'{tmp_path}/out is in use by another run' in one_line(said) and nothing == ''
 
 
 # ---- one line for what the user can mend ----
 
 @pytest.mark.parametrize('flags, code, words', [
     (['--dataset='], 1, "dataset = '': name a folder"),
-    (['--batch_size=5', '--micro_batch=2'], 1, 'batch_size = 5 is not micro_batch 2 x accumulation x 1 processes'),
+    (['--batch_size=5', '--micro_batch=2'], 1,
+     'batch_size = 5 is not micro_batch 2 x accumulation x 1 processes'),
     (['--depth=3'], 1, 'nanowm.Config: depth = 3: blocks come in space/time pairs'),
     (['--width=17'], 2, 'width = 17 (--width) contradicts'),
     (['--lr_schedule=linear'], 1, "lr_schedule = 'linear': choose one of ('constant', 'cosine')"),
     (['--best_mode=most'], 1, "best_mode = 'most': choose one of ('min', 'max')"),
-    (['--dtype=float16'], 1, "dtype = 'float16': choose one of ('float32', 'bfloat16')"),
+    (['--dtype=float16'], 1, "dtype = 'float16': choose one of ('auto', 'float32', 'bfloat16')"),
     (['--num_frames=13'], 1, 'a window spans 13 frames'),
-    (['--val_batches=0'], 1, 'val_batches = 0: must be at least 1'),
+    (['--val_batches=0'], 1, 'val_batches = 0: must lie in 1..1e+09'),
     (['--log=wandb'], 1, "log = 'wandb': choose one of ('', 'tensorboard')")])
 def test_user_mistakes_are_one_line(train, tmp_path, flags, code, words):
     _, errors = train(*flags, code=code)
@@ -215,53 +505,180 @@ def test_user_mistakes_are_one_line(train, tmp_path, flags, code, words):
     assert not os.path.exists(tmp_path / 'out' / 'latest')
 
 
-def test_an_out_dir_that_holds_another_run(train, tmp_path, data_dir):
-    """It wants --resume; and then the same model, trained on the same bytes."""
+def test_an_out_dir_that_holds_another_run(train, tmp_path):
+    """It wants --resume; and then the same model."""
+    out = tmp_path / 'out'
     assert 'nothing to resume' in train('--max_steps=1', '--resume=True')[0]
     _, errors = train('--max_steps=1', code=1)
-    assert errors == f'{tmp_path}/out already holds a run: --resume=True goes on with it, --out_dir=... starts anew\n'
+    assert one_line(errors) == (f'{out} already holds a run: --resume=True goes on with it, '
+                                '--out_dir=... starts anew')
     for flags, words in ((['--hidden=64'], 'was trained with hidden = 32, now 64: set it back'),
                          (['--num_frames=3', '--depth=4'], 'num_frames = 2, now 3; depth = 2, now 4')):
         _, errors = train(*flags, '--resume=True', code=1)
-        assert words in errors and len(errors.strip().splitlines()) == 1
-    shutil.copytree(f'{data_dir}/tiny_pixels', tmp_path / 'tiny_pixels')
-    meta = tmp_path / 'tiny_pixels' / 'meta.json'
-    meta.write_text(meta.read_text().replace('"command": "tests"', '"command": "another"'))
-    _, errors = train('--resume=True', f'--data_dir={tmp_path}', code=1)
-    assert f'was trained on other data than {tmp_path}/tiny_pixels; choose another --out_dir' in errors
-    state = tmp_path / 'out' / 'step_0000001' / 'state.pt'
+        assert words in one_line(errors)
+    state = out / 'step_0000001' / 'state.pt'
     whole = state.read_bytes()
-    state.write_bytes(whole[:100])
+    for damage in (whole[:100], b'hello\n', b'{}', b''):
+        state.write_bytes(damage)
+        _, errors = train('--max_steps=2', '--resume=True', code=1)
+        assert one_line(errors).startswith(f'cannot read {state}: ')
+    torch.save({}, state)
     _, errors = train('--max_steps=2', '--resume=True', code=1)
-    assert f'cannot read {state}: ' in errors and len(errors.strip().splitlines()) == 1
+    assert one_line(errors).startswith(f'{out}/step_0000001/state.pt is damaged (')
     state.write_bytes(whole)
-    before = (tmp_path / 'out' / 'logs.json.txt').read_bytes()
+    before = (out / 'logs.json.txt').read_bytes()
     assert 'nothing to do' in train('--max_steps=1', '--resume=True')[0]
-    assert (tmp_path / 'out' / 'logs.json.txt').read_bytes() == before
+    assert (out / 'logs.json.txt').read_bytes() == before
+    os.rename(out / 'latest', out / 'last')                  # step 0 in the same folder would bury the run
+    _, errors = train('--max_steps=1', '--resume=True', code=1)
+    assert one_line(errors).startswith(f'{out} holds step_0000001 but no file `latest`: write the name')
+    (out / 'latest').write_text('')
+    _, errors = train('--max_steps=1', '--resume=True', code=1)
+    assert one_line(errors).startswith(f'{out} holds step_0000001')
+
+
+def test_keys_that_only_sampling_reads_may_change(train, tmp_path):
+    train('--max_steps=1')
+    said, _ = train('--max_steps=2', '--resume=True', '--sample_steps=8', '--eta=0.5')
+    assert 'other than before the resume: ' in said and 'sample_steps = 8' in said
+    assert checkpoint.load(tmp_path / 'out')[0].cfg.sample_steps == 8
+
+
+def test_the_same_data_are_known_by_their_bytes(train, tmp_path, data_dir):
+    """Under another path, through a link, made by a command typed otherwise; other bytes are other data."""
+    other = tmp_path / 'elsewhere'
+    shutil.copytree(f'{data_dir}/tiny_pixels', other / 'tiny_pixels')
+    os.symlink(other / 'tiny_pixels', other / 'link')
+    train('--max_steps=1')
+    meta = other / 'tiny_pixels' / 'meta.json'
+    meta.write_text(meta.read_text().replace('"command": "tests"', '"command": "another"'))
+    train('--resume=True', '--max_steps=2', f'--data_dir={other}', '--verify=True')
+    train('--resume=True', '--max_steps=3', f'--data_dir={other}', '--dataset=link')
+
+    video = other / 'tiny_pixels' / 'train' / 'video.npy'
+    spoil(other / 'tiny_pixels', 'train', 'video', 5)        # behind the back of meta.json: seen when asked
+    _, errors = train('--resume=True', '--max_steps=4', f'--data_dir={other}', '--verify=True', code=1)
+    assert one_line(errors).startswith(f'{video} is not what was written: sha256 ')
+    told = json.loads(meta.read_text())
+    told['files']['train/video.npy']['sha256'] = checkpoint.sha256(video)
+    meta.write_text(json.dumps(told))
+    _, errors = train('--resume=True', '--max_steps=4', f'--data_dir={other}', '--verify=True', code=1)
+    assert one_line(errors) == (f'{tmp_path}/out/step_0000003 was trained on other data than '
+                                f'{other}/tiny_pixels; choose another --out_dir')
 
 
 def test_statistics_of_another_length(tmp_path, train, data_dir):
-    """Statistics that do not fit the model's buffers: one line with both lengths, and nothing is trained."""
+    """Statistics that do not fit the data: one line with both lengths, and nothing is trained."""
     shutil.copytree(f'{data_dir}/tiny_pixels', tmp_path / 'tiny_pixels')
     path = tmp_path / 'tiny_pixels' / 'meta.json'
     for wrong in ([0.0], [0.0] * 3):                         # one number would be broadcast without a word
         meta = json.loads(path.read_text())
         meta['stats']['action']['mean'] = wrong
         path.write_text(json.dumps(meta))
-        _, errors = train('--max_steps=1', f'--data_dir={tmp_path}', code=1)
-        assert errors == f'{tmp_path}/tiny_pixels/meta.json has {len(wrong)} numbers of mean for action, nanowm ' \
-            'wants 2; make the data again\n'
+        _, errors = train('--max_steps=1', f'--data_dir={tmp_path}', code=2)
+        said = one_line(errors)
+        assert said.startswith(f'{path} is damaged (stats: action has {len(wrong)} numbers of mean; want 2)')
     assert not os.path.exists(tmp_path / 'out' / 'latest')
+
+
+ROBOT = ['--model=arx5_gpt', '--dataset=robot', '--depth=1', '--heads=2', '--hidden=16', '--history=8',
+         '--chunk=4', '--device=cpu', '--val_batches=1', '--max_steps=2']
 
 
 def test_members_share_a_batch_that_can_be_shared(tmp_path):
     """An ensemble of two and three windows per pass: one line that names the way out."""
     make_robot(tmp_path, n=3)
     for i, flags in enumerate((['--batch_size=3'], ['--batch_size=6', '--micro_batch=3'])):
-        _, errors = script('train.py', '--model=arx5_gpt', '--dataset=robot', f'--data_dir={tmp_path}', '--depth=1',
-                           '--heads=2', '--hidden=16', '--history=8', '--chunk=4', f'--out_dir={tmp_path}/{i}', *flags,
-                           '--device=cpu', '--val_batches=1', '--max_steps=2', code=1)
-        assert errors == '3 samples per GPU and pass are no multiple of members\n'
+        _, errors = script('train.py', *ROBOT, f'--data_dir={tmp_path}', f'--out_dir={tmp_path}/{i}', *flags,
+                           code=1)
+        assert one_line(errors) == '3 samples per GPU and pass are no multiple of members = 2'
+
+
+def test_what_cannot_be_judged_later_is_said_before_step_0(tmp_path, train):
+    """Episodes too short for the protocol of eval_every; a best_metric that nothing will ever give."""
+    make_robot(tmp_path, n=3, make=lambda i: robot_episode(i, length=60))
+    flags = [*ROBOT, f'--data_dir={tmp_path}', f'--out_dir={tmp_path}/run', '--batch_size=4']
+    _, errors = script('train.py', *flags, '--eval_every=1', code=1)
+    said = one_line(errors)
+    assert said.startswith('eval_every = 1, the dynamics protocol: ') and said.endswith('or --eval_every=0')
+    assert 'the longest of 1 episodes has 60' in said and not os.path.exists(tmp_path / 'run')
+    script('train.py', *flags)                               # training itself needs no more than they have
+    for flags in (['--best_metric=val_loss'], ['--best_metric=eval/psnr'],
+                  ['--best_metric=train/loss', '--eval_every=2']):
+        assert 'best_metric = ' in one_line(train('--max_steps=1', *flags, code=1)[1])
+
+
+def test_a_best_metric_that_the_protocol_does_not_give(train, tmp_path):
+    """Its names are known after the first evaluation: one line with them, and what was trained is saved."""
+    _, errors = train('--max_steps=4', '--eval_every=2', '--best_metric=eval/psnr_movng', code=1)
+    said = one_line(errors)
+    assert said.startswith("best_metric = eval/psnr_movng: the first of ('video',) gave ")
+    assert 'eval/psnr_moving' in said
+    assert checkpoint.load(tmp_path / 'out')[1]['step'] == 2
+
+
+# ---- weights of another run ----
+
+@pytest.fixture
+def other_data(data_dir, tmp_path):
+    """Flags for another dataset with the same keys and other statistics, `other_pixels`."""
+    def faster(i):
+        made = pixels(i, seed=9)
+        return made | {'action': made['action'] * 3}
+    write(tmp_path / 'other_pixels', faster, 8, seed=1, val='0.5', workers=1, command='tests',
+          info={'source': 'tests', 'revision': '1', 'fps': 4, 'units': {}})
+    return [f'--data_dir={tmp_path}', '--dataset=other_pixels']
+
+
+@pytest.mark.parametrize('keep', (False, True))
+def test_init_from(train, tmp_path, data_dir, other_data, keep):
+    """
+    Averaged weights, where there are some; statistics of the new data, or with keep_stats of the old ones. A
+    new run otherwise: from step 0, with an optimizer that knows nothing. lr = 0 shows what it began with.
+    """
+    train('--max_steps=3', '--lr=1e-2', '--ema_decay=0.9')
+    flags = [*other_data, f'--init_from={tmp_path}/out', f'--keep_stats={keep}', f'--out_dir={tmp_path}/new',
+             '--lr=0']
+    said, _ = train('--max_steps=2', *flags)
+    assert [step for step, _ in step_lines(said)] == ['1', '2']
+    old, new = (checkpoint.load(tmp_path / name)[0] for name in ('out', 'new'))
+    for (key, x), y in zip(old.named_parameters(), new.parameters()):
+        assert torch.equal(x, y), key
+    folder = f'{data_dir}/tiny_pixels' if keep else f'{tmp_path}/other_pixels'
+    with open(f'{folder}/meta.json') as f:
+        stats = json.load(f)['stats']['action']
+    assert new.action_std.tolist() == pytest.approx(stats['std'], rel=1e-6)
+    assert (new.action_std == old.action_std).all() == keep
+    shas = {checkpoint.load(tmp_path / name)[1]['data_sha'] for name in ('out', 'new')}
+    assert len(shas) == 2
+    said, _ = train('--max_steps=3', *flags, '--lr=1e-2', '--resume=True')       # its own weights by then
+    assert [step for step, _ in step_lines(said)] == ['3']
+    moved = checkpoint.load(tmp_path / 'new', ema=False)[0].state_dict()
+    assert not all(torch.equal(x, moved[key]) for key, x in new.state_dict().items())
+
+
+def test_init_from_what_does_not_fit(train, tmp_path):
+    train('--max_steps=1')
+    for flags, words in ((['--hidden=64'], 'has another shape: '), (['--depth=4'], 'lacks blocks.2.'),
+                         ([f'--init_from={tmp_path}/nowhere'], f"no checkpoint in '{tmp_path}/nowhere'")):
+        _, errors = train(f'--init_from={tmp_path}/out', f'--out_dir={tmp_path}/new', *flags, code=1)
+        assert words in one_line(errors) and not os.path.exists(tmp_path / 'new')
+
+
+# ---- noise ----
+
+@pytest.mark.parametrize('seed', (0, 1))
+def test_training_never_sees_the_noise_of_validation(train, monkeypatch, seed):
+    """Keys are (seed, step, rank, pass) and (0, batch, rank): with seed 0 these would be the same."""
+    real, seeds = nanowm.Model.forward, {True: [], False: []}
+
+    def forward(self, batch):
+        seeds[self.training].append(torch.initial_seed())
+        return real(self, batch)
+    monkeypatch.setattr(nanowm.Model, 'forward', forward)
+    train(f'--seed={seed}', '--max_steps=4', '--val_batches=4')
+    assert len(set(seeds[True])) == 4 and len(set(seeds[False])) == 4 and len(seeds[False]) == 8
+    assert not set(seeds[True]) & set(seeds[False])
 
 
 # ---- schedules, averages, statistics ----
@@ -271,7 +688,8 @@ def test_best_keep_and_tensorboard(train, tmp_path):
     train('--save_every=1', '--val_every=2', '--keep=1', '--keep_every=4', '--max_steps=6', '--lr=1e-3',
           '--log=tensorboard')
     folder = tmp_path / 'out'
-    losses = {row['step']: row['val/loss'] for row in read_logs(folder / 'logs.json.txt') if 'val/loss' in row}
+    rows = read_logs(folder / 'logs.json.txt')
+    losses = {row['step']: row['val/loss'] for row in rows if 'val/loss' in row}
     assert losses.keys() == {0, 2, 4, 6}
     best = min((2, 4, 6), key=losses.get)                    # an untrained model is no candidate
     assert checkpoint.pointer(folder, 'best') == checkpoint.step_name(best)
@@ -284,7 +702,9 @@ def test_best_keep_and_tensorboard(train, tmp_path):
     (['--ema_decay=0.25'], [1 / 10, 2 / 11, 3 / 12, 0.25]),
     (['--ema_decay=0.6', '--ema_power=0.75'], [0, 1 - 2 ** -0.75, 1 - 3 ** -0.75, 0.6])])
 def test_averaged_weights_follow_their_formula(train, tmp_path, flags, decays):
-    """The average starts at the initial weights (seeded), then ema <- d ema + (1 - d) weights after each step."""
+    """
+    The average starts at the initial weights (seeded), then ema <- d ema + (1 - d) weights after each step.
+    """
     train('--max_steps=4', '--save_every=1', '--keep=0', '--lr=1e-2', '--seed=5', '--val_every=2', *flags)
     raw, _ = checkpoint.load(tmp_path / 'out')
     torch.manual_seed(5)
@@ -293,13 +713,18 @@ def test_averaged_weights_follow_their_formula(train, tmp_path, flags, decays):
         weights, averaged = (load_file(tmp_path / 'out' / checkpoint.step_name(step) / f'{name}.safetensors')
                              for name in ('model', 'ema'))
         expected = {key: decay * value + (1 - decay) * weights[key] for key, value in expected.items()}
-        for key, value in expected.items(): assert torch.allclose(averaged[key], value, atol=1e-6), (step, key)
-        assert averaged.keys() == weights.keys() and torch.equal(averaged['action_mean'], weights['action_mean'])
-    assert not torch.allclose(averaged['final_layer.linear.weight'], weights['final_layer.linear.weight'], atol=1e-4)
+        for key, value in expected.items():
+            assert torch.allclose(averaged[key], value, atol=1e-6), (step, key)
+        assert averaged.keys() == weights.keys()
+        assert torch.equal(averaged['action_mean'], weights['action_mean'])
+    last = 'final_layer.linear.weight'
+    assert not torch.allclose(averaged[last], weights[last], atol=1e-4)
 
 
 def test_validation_uses_the_averaged_weights(train, tmp_path, data_dir):
-    """val/loss is that of the checkpoint as load() gives it back, on the batches and the noise that it documents."""
+    """
+    val/loss is that of the checkpoint as load() gives it back, on the batches and noise that are documented.
+    """
     train('--max_steps=3', '--lr=1e-2', '--ema_decay=0.9', '--val_batches=2')
     logged = read_logs(tmp_path / 'out' / 'logs.json.txt')[-1]['val/loss']
     values = []
@@ -307,22 +732,26 @@ def test_validation_uses_the_averaged_weights(train, tmp_path, data_dir):
         model, meta = checkpoint.load(tmp_path / 'out', ema=ema)
         store, total = Store(f'{data_dir}/tiny_pixels', 'val', nanowm.windows(model.cfg)), 0
         for i in range(2):
-            torch.manual_seed(int(np.random.SeedSequence((0, i, 0)).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-            with torch.no_grad(): total += model(store.batch(i, 4, 0))['loss'].item() / 2
+            noise = np.random.SeedSequence((0, i, 0)).generate_state(1, np.uint64)[0] >> np.uint64(1)
+            torch.manual_seed(int(noise))
+            with torch.no_grad():
+                total += model(store.batch(i, 4, 0))['loss'].item() / 2
         values.append(total)
     assert logged == pytest.approx(values[0], abs=1e-6) and abs(values[0] - values[1]) > 1e-5
 
 
 def test_statistics_reach_the_checkpoint(train, tmp_path, data_dir):
     train('--max_steps=1')
-    with open(f'{data_dir}/tiny_pixels/meta.json') as f: stats = json.load(f)['stats']['action']
+    with open(f'{data_dir}/tiny_pixels/meta.json') as f:
+        stats = json.load(f)['stats']['action']
     model, _ = checkpoint.load(tmp_path / 'out')
     assert model.action_mean.tolist() == pytest.approx(stats['mean'], rel=1e-6)
     assert model.action_std.tolist() == pytest.approx(stats['std'], rel=1e-6)
 
 
 def test_lr_schedule_closed_form(train, tmp_path):
-    train('--max_steps=6', '--warmup_steps=2', '--lr_schedule=cosine', '--lr=1e-2', '--min_lr=1e-3', '--val_every=100')
+    train('--max_steps=6', '--warmup_steps=2', '--lr_schedule=cosine', '--lr=1e-2', '--min_lr=1e-3',
+          '--val_every=100')
     got = [row['train/lr'] for row in read_logs(tmp_path / 'out' / 'logs.json.txt') if 'train/lr' in row]
     cosine = [1e-3 + 9e-3 * 0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(4)]
     assert got == pytest.approx([5e-3, 1e-2, *cosine])
@@ -330,7 +759,8 @@ def test_lr_schedule_closed_form(train, tmp_path):
 
 def test_imports_stay_light():
     """--help and `import nanowm` start no compiler, no environment, no image or tracker package."""
-    heavy = ('torch._dynamo', 'minihack', 'nle', 'gymnasium', 'imageio', 'PIL', 'tensorboard', 'matplotlib', 'wandb')
+    heavy = ('torch._dynamo', 'minihack', 'nle', 'gymnasium', 'imageio', 'PIL', 'tensorboard', 'matplotlib',
+             'wandb')
     look = f'\nprint("heavy:", [m for m in {heavy} if m in sys.modules], file=sys.stderr)'
     ask = 'import runpy\nsys.argv = ["train.py", "--help"]\n' \
         'try: runpy.run_path("train.py")\nexcept SystemExit as e: assert not e.code'
