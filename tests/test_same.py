@@ -39,8 +39,10 @@ HEADS = 'def f(x)', '@g\ndef f(x)', 'def f(x, y)', 'def h(x)'
 COPIES = [(f'{head}: return x + {n}', head == 'def f(x)' and n == 1) for n in (1, 2) for head in HEADS]
 
 
-@pytest.mark.parametrize('copy, same', [('def f(x):\n    return x + 1   # other words', True), ('\nf = 1', False),
-                                        *COPIES])
+COPIES += [('def f(x):\n    return x + 1   # other words', True), ('\nf = 1', False)]
+
+
+@pytest.mark.parametrize('copy, same', COPIES)
 def test_a_copy_that_differs_is_found(tmp_path, copy, same):
     (tmp_path / 'a.py').write_text('def f(x):  # why\n    return x + 1\n')
     (tmp_path / 'b.py').write_text(f'def unmarked(): pass\n# same as a.py\n{copy}\n')

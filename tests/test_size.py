@@ -26,7 +26,7 @@ BUDGET = {              # lines, comments and blanks included
     'data/*/prepare.py': 180, 'data/lerobot/reader.py': 180, 'data/*/env.py': 380, 'data/*/readme.md': 25,
     'config/*.py': 30,          # the CPU demo departs from the published recipe in many keys
     'bench/*.py': 380, 'bench/sweep.py': 600,      # a cell that is not what it says must not be believed
-    'tests/test_same.py': 50,
+    'tests/test_same.py': 55,
 }
 OTHERS = {'venv', 'build', 'dist', 'out', 'shared'}  # not ours to judge, like all hidden folders
 CODE = [p for p in ROOT.rglob('*.py')
