@@ -281,7 +281,7 @@ def load_optimizer(model, optimizer, state, source):
 
 
 def pick_device(device, local=0):
-    """auto | cpu | cuda | cuda:1 | mps -> a device that is there, or one line. cuda is the process's own GPU."""
+    """auto | cpu | cuda | cuda:1 | mps -> a device that is there, or one line. cuda: the process's own."""
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if device == 'cuda':

@@ -10,8 +10,8 @@ the figures stand there; with F for records/run/D.seed*.json:rmse_h100
 
 A source is one of these:
 
-    FILES:KEY         a number of a JSON file; of several files (FILES may hold a star) the mean, or with a word
-                      in front min, max, median; `100 * FILES:KEY` scales it, `A / B` and `A - B` combine two
+    FILES:KEY         a number of a JSON file; of several files (FILES may hold a star) the mean, or with a
+                      word in front min, max, median; `100 * FILES:KEY` scales it, `A / B` and `A - B` combine two
     range FILES:KEY   three figures: the mean, the least and the largest
     in FILE           the number stands in that file, a test or a config, as it is printed here
     published         not ours: the text says whose it is

@@ -435,7 +435,7 @@ def test_the_line_comes_before_the_file(run_dir, tmp_path, monkeypatch):
 @pytest.mark.parametrize('sig, wait', [(signal.SIGINT, 0), (signal.SIGTERM, 6)])
 def test_a_signal_ends_it_at_once(run_dir, sig, wait):
     """
-    While torch is being imported, and some seconds later: one word, within two seconds. No Python runs while a
+    While torch is being imported, and seconds later: one word, within two seconds. No Python runs while a
     library is being loaded, which takes longer the more others want the machine.
     """
     process = start('eval.py', f'--ckpt={run_dir}', '--n_clips=44', '--horizon=11', '--batch_size=2',

@@ -37,8 +37,6 @@ def test_marked_copies_are_the_same(path): assert differences(path) == []
 
 HEADS = 'def f(x)', '@g\ndef f(x)', 'def f(x, y)', 'def h(x)'
 COPIES = [(f'{head}: return x + {n}', head == 'def f(x)' and n == 1) for n in (1, 2) for head in HEADS]
-
-
 COPIES += [('def f(x):\n    return x + 1   # other words', True), ('\nf = 1', False)]
 
 
