@@ -148,13 +148,12 @@ def reason_of(error):
         return error.strerror
     if isinstance(error, pickle.UnpicklingError):
         return 'no file that torch.save wrote, or one that wants code to be run'
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip('.')
 
 
 def read(folder, file):
     """One file of a step folder, tensors on the CPU, or exit with one line."""
     path = os.path.join(folder, file)
-    damaged = (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError)
     try:
         if file.endswith('.json'):
             with open(path) as f:
@@ -163,7 +162,7 @@ def read(folder, file):
             content = torch.load(path, map_location='cpu', weights_only=True)
         else:
             content = load_file(path)
-    except damaged as error:
+    except Exception as error:                           # garbage that is unpickled raises whatever it likes
         sys.exit(f'cannot read {path}: {reason_of(error)}; take another checkpoint of this run')
     if not isinstance(content, dict):
         sys.exit(f'cannot read {path}: it holds a {type(content).__name__}; '
@@ -282,6 +281,7 @@ def load_optimizer(model, optimizer, state, source):
 
 def pick_device(device, local=0):
     """auto | cpu | cuda | cuda:1 | mps -> a device that is there, or one line. cuda: the process's own."""
+    device = str(device)                                 # --device=0 is a number by now
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if device == 'cuda':
