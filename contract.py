@@ -127,6 +127,8 @@ def windows_of(M, cfg):
     windows = attempt(M, M.windows, cfg)
     wrong = [f'{key}: {offsets!r}' for key, offsets in windows.items() if not isinstance(offsets, range)]
     empty = [key for key, offsets in windows.items() if len(offsets) == 0]
+    if empty:                                            # the model itself may say which value is impossible
+        attempt(M, M.Model, cfg)
     if wrong or empty:
         sys.exit(f'{M.__name__}.windows: want a range of frame offsets for every key, got '
                  f'{", ".join(wrong or empty)}{"" if wrong else " without any"}')

@@ -225,9 +225,9 @@ if checkpoint.pointer(out_dir, 'latest'):
         stop_if(not saved['config'].get('ema_decay'),
                 f'{source} has no averaged weights: resume with --ema_decay=0')
         file = checkpoint.read(source, 'ema.safetensors')
-        absent = [name for name in names if name not in file]
-        stop_if(absent, f'{source}/ema.safetensors lacks {", ".join(absent[:3])}: it is damaged; '
-                'take another checkpoint, or resume with --ema_decay=0')
+        spoilt = [name for name, p in zip(names, params) if name not in file or file[name].shape != p.shape]
+        stop_if(spoilt, f'{source}/ema.safetensors lacks {", ".join(spoilt[:3])}, or in another shape: '
+                'it is damaged; take another checkpoint, or resume with --ema_decay=0')
         averages = [file[name].to(device) for name in names]
     checkpoint.load_optimizer(raw, optimizer, checkpoint.read(source, 'state.pt'), source)
     start, best, judged = saved['step'], saved.get('best'), saved.get('judged', True)
