@@ -474,7 +474,7 @@ if __name__ == '__main__':                              # lesson zero: the whole
     batch = example(model.cfg, batch_size=4)
     out = model(batch)
     out['loss'].backward()
-    print('loss', out['loss'].item(), '| norm of the gradient', model.clip_grad(1.0)['norm'].item())
+    print(f"loss {out['loss'].item():.4f} | norm of the gradient {model.clip_grad(1.0)['norm'].item():.4f}")
     context = {'state': batch['state'][:, :8], 'action': batch['action'][:, :7]}
     future = model.rollout(context, torch.randn(4, 5, 6, 7))
     print('5 futures of 6 steps', {key: tuple(value.shape) for key, value in future.items()})

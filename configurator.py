@@ -70,10 +70,14 @@ def configure(g, owners=None, argv=None, script=None):
 
     if os.environ.get('RANK', '0') == '0':               # once, not once per GPU
         if asked:
-            show_help(script.name, own, config, script)
-            for owner in others:
-                if owner.defaults:
-                    show_help(owner.title, owner.defaults, config, Path(owner.file))
+            try:
+                show_help(script.name, own, config, script)
+                for owner in others:
+                    if owner.defaults:
+                        show_help(owner.title, owner.defaults, config, Path(owner.file))
+                sys.stdout.flush()
+            except BrokenPipeError:                      # `--help | head` has read enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if problems:
             print('\n'.join(gathered(problems, layers, script)), file=sys.stderr)
     if problems or asked:

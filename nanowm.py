@@ -674,7 +674,8 @@ if __name__ == '__main__':   # lesson zero: the whole life of a model in seconds
     batch = example(cfg, batch_size=2)
     out = model(batch)
     out['loss'].backward()
-    print('loss', out['loss'].item(), '| output grad', model.final_layer.linear.weight.grad.norm().item())
+    grad = model.final_layer.linear.weight.grad
+    print(f"loss {out['loss'].item():.4f} | gradient of the output layer {grad.norm().item():.4f}")
     context = {'latent': batch['latent'][:, :1], 'action': batch['action'][:, :0]}
     dream = model.rollout(context, action=torch.randn(2, 5, 6, cfg.action_dim))['latent']
     print('6 dreamed frames of 5 futures for 2 clips', tuple(dream.shape))

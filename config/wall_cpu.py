@@ -3,6 +3,7 @@
 inherit('minihack_wm_cpu.py')
 dataset = 'wall_pixels'
 out_dir = 'out/wall_cpu'
+seed = 1
 frame_skip = 4                 # a single move is 1 px: less than what a short run can learn to see
 patch = 8
 injection = 'adaln_fuse'

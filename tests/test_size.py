@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 WIDTH = 110             # of a line of code, comment or test
 BUDGET = {              # lines, comments and blanks included
     'README.md': 150, 'docs/*.md': 120,
-    'nanowm.py': 680, 'imf_policy.py': 500, 'remdm.py': 620, 'arx5_gpt.py': 480, 'act.py': 430,
+    'nanowm.py': 690, 'imf_policy.py': 500, 'remdm.py': 620, 'arx5_gpt.py': 480, 'act.py': 430,
     'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
     'cem.py': 160, 'vae.py': 300, 'vision.py': 180, 'metrics.py': 400, 'arx5_export.py': 180,
     'train.py': 520,  # every key has its range, every stop its way to end; 420 before that was unpacked
