@@ -89,8 +89,13 @@ def refused(args, code, words, places):
     for word in [words] if isinstance(words, str) else words:
         assert word.format(**places) in line, line
     after = listing(places['root'])
-    assert before.keys() == after.keys(), before.keys() ^ after.keys()
-    assert before == after
+    left = sorted(after.keys() - before.keys(), reverse=True)
+    for path in left:                                        # or other tests would stumble over it
+        if after[path] == 'folder':
+            os.rmdir(path)
+        else:
+            os.remove(path)
+    assert not left and before == {path: content for path, content in after.items() if path not in left}
     return said
 
 
@@ -115,7 +120,8 @@ def impossible(*texts):
     'max_steps=-1', 'log_every=0', 'log_every=-1', 'val_every=-1', 'val_batches=0', 'save_every=-1',
     'eval_every=-1', 'warmup_steps=-1', 'lr_decay_steps=-1', 'min_lr=-1', 'lr=-1', 'lr=inf',
     'weight_decay=-1', 'weight_decay=inf', 'batch_size=0', 'batch_size=-4',
-    'batch_size=1e10: batch_size = 10000000000: must', 'micro_batch=-1', 'seed=-1', 'seed=18446744073709551616', 'seed=9223372036854775808',
+    'batch_size=1e10: batch_size = 10000000000: must', 'micro_batch=-1', 'seed=-1',
+    'seed=18446744073709551616', 'seed=9223372036854775808',
     'betas=0.9: betas = ', 'betas=0.9,1: betas = ', 'betas=0.9,-0.1: betas = ', 'betas=0.9,0.9,0.9: betas = ',
     'dtype=float16: dtype = ', 'lr_schedule=linear: lr_schedule = ', 'log=wandb: log = ',
     'best_metric=loss: best_metric = ', 'best_metric=eval/psnr: best_metric = ',
@@ -316,6 +322,7 @@ def test_damaged_checkpoints_are_not_gone_on_from(row, copy):
     ('data of another kind', None, ['--dataset=robot'], '{data}/robot'),
     ('a config of train.py', None, ['config/minihack_wm_cpu.py'],
      ['config/minihack_wm_cpu.py: most of its ', 'is it for another script?']),
+    ('key value', None, ['--which', 'best'], '--which best: write --which=best'),
     ('a key of the network', None, ['--hidden=64'], "unknown key 'hidden' (--hidden)"),
     ('an impossible key of sampling', None, ['--sample_steps=0'], 'sample_steps = 0'),
     ('no such way of sampling', None, ['--sampling=parallel'], 'sampling = '),
@@ -336,6 +343,7 @@ def test_what_eval_and_sample_are_given(command, row, request):
     ('out a link', ['--out={link}'], '--out={link}'),
     ('out a pipe', ['--out={fifo}'], '--out={fifo}'),
     ('out unreadable', ['--out={loop}'], '--out={loop}'),
+    ('refused later', ['--out={new}/x/y.json', '--horizon=12'], 'a window spans 13 frames'),
     ('no such protocol', ['--protocol=vidoe'], '--protocol=vidoe'),
     ('not understood', ['--protocol=plan'], '--protocol=plan: nanowm is judged by video'),
     ('other code as a protocol', ['--protocol=..train'], '--protocol=..train'),
@@ -593,7 +601,7 @@ def test_what_export_is_given(row, whole):
     refused(['arx5_export.py', *args], 1, words, whole)
 
 
-# ---- Ctrl-C while judging and dreaming ----
+# ---- Ctrl-C while dreaming ----
 
 INTERRUPTED = '''
 import os, runpy, signal, sys
@@ -608,11 +616,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 '''
 
 
-def test_ctrl_c_while_judging_and_dreaming(whole):
-    """One line each, nothing written."""
+def test_ctrl_c_while_dreaming(whole):
+    """One line, nothing written."""
     before = listing(whole['root'])
-    processes = [start('-c', INTERRUPTED, *[arg.format(**whole) for arg in args], PYTHONPATH=ROOT)
-                 for args in (EVAL, SAMPLE)]
-    for process in processes:
-        assert finish(process, 128 + signal.SIGINT) == ('', '\nstopped\n')
+    process = start('-c', INTERRUPTED, *[arg.format(**whole) for arg in SAMPLE], PYTHONPATH=ROOT)
+    assert finish(process, 128 + signal.SIGINT) == ('', '\nstopped\n')
     assert listing(whole['root']) == before
