@@ -86,7 +86,7 @@ def save(out_dir, step, weights, ema, state, meta, best=False, keep=3, keep_ever
     # torch.save reports a full disk as RuntimeError
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(tmp, ignore_errors=True)
-        sys.exit(f'could not save {final}: {str(error).splitlines()[0]}; '
+        sys.exit(f'could not save {final}: {reason_of(error)}; '
                  'make room or choose another --out_dir, then --resume=True')
     prune(out_dir, keep, keep_every)
 
@@ -135,6 +135,9 @@ def find(path, which='latest'):
     if name is None:
         sys.exit(f'no checkpoint in {path!r} (no file {which!r}); '
                  'give --ckpt=OUT_DIR of a run, or train one first')
+    replaced = os.path.join(path, f'tmp.{name}.old')     # a kill between the two renames of `save`
+    if os.path.isdir(replaced) and not os.path.isdir(os.path.join(path, name)):
+        os.replace(replaced, os.path.join(path, name))
     if not os.path.isdir(os.path.join(path, name)):
         there = ', '.join(steps(path)) or 'none'
         sys.exit(f'{path}/{which} names {name!r}, which is not there; '
@@ -148,7 +151,7 @@ def reason_of(error):
         return error.strerror
     if isinstance(error, pickle.UnpicklingError):
         return 'no file that torch.save wrote, or one that wants code to be run'
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip('.')
+    return next((line for line in str(error).splitlines() if line), type(error).__name__).rstrip('.')
 
 
 def read(folder, file):
@@ -308,6 +311,8 @@ def lock(out_dir):
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(f'{out_dir} is in use by another run; wait for it, or choose another --out_dir')
+    except OSError as error:                             # some network file systems know no locks
+        sys.exit(f'{out_dir} cannot be locked ({error.strerror}); choose an --out_dir on another file system')
     return f
 
 

@@ -3,7 +3,7 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
 
     Config         dataclass of plain values, every field with a default
     Model(cfg)     nn.Module with forward, configure_optimizers, flops_per_sample; world models add rollout,
-                   policies act; what else train.py can use (clip_grad, ...) is optional
+                   policies act; optional: clip_grad(max_norm), and `lr_scale` in the optimizer's groups
     windows(cfg)   {key: range of frame offsets} of one training sample
     PAD            True: windows may leave the episode, its edges repeat
     EVAL           names of protocols that judge it; () = by its loss alone
@@ -26,7 +26,6 @@ from data.loader import read_meta
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROTOCOLS = ('video', 'dynamics', 'plan', 'env')         # files of protocols/; env comes with the policies
-DERIVED = ('delta_state', 'delta_action', 'delta_prev')  # statistics that only some sets of robots have
 NEEDS = {'video': 'rollout', 'dynamics': 'rollout', 'plan': 'rollout', 'env': 'act'}
 
 
@@ -125,6 +124,8 @@ def owners(wanted):
 def windows_of(M, cfg):
     """M.windows(cfg), or one line where the Config is impossible or they are no ranges."""
     windows = attempt(M, M.windows, cfg)
+    if not isinstance(windows, dict) or not windows:
+        sys.exit(f'{M.__name__}.windows: want {{key: range of frame offsets}}, got {windows!r}')
     wrong = [f'{key}: {offsets!r}' for key, offsets in windows.items() if not isinstance(offsets, range)]
     empty = [key for key, offsets in windows.items() if len(offsets) == 0]
     if empty:                                            # the model itself may say which value is impossible
@@ -150,10 +151,12 @@ def fill_statistics(model, M, windows, meta, folder):
     un-normalised.
     """
     stats, problems, filled = meta['stats'], [], set()
+    # buffers that are not saved would be missing in the checkpoint, and parameters are learned
+    kept = dict(model.named_buffers()).keys() & model.state_dict().keys()
     for key, table in stats.items():
         for name, values in table.items():
             buffer = getattr(model, f'{key}_{name}', None)
-            if not isinstance(buffer, torch.Tensor):
+            if not isinstance(buffer, torch.Tensor) or f'{key}_{name}' not in kept:
                 continue
             if len(values) != buffer.numel():
                 problems.append(f'{key}_{name} holds {buffer.numel()} numbers, meta.json has {len(values)}')
@@ -163,12 +166,15 @@ def fill_statistics(model, M, windows, meta, folder):
     names = {name for table in stats.values() for name in table}
     raw = set(getattr(M, 'UNNORMALISED', ()))
     for key in windows:
-        if key in stats and key not in raw and not any(f'{key}_{name}' in filled for name in stats[key]):
+        if key not in stats or key in raw:
+            continue
+        pairs = [[name for name in pair if name in stats[key]]       # an origin without a unit is half of it
+                 for pair in (('mean', 'std'), ('min', 'max'), ('q01', 'q99'))]
+        if not any(pair and all(f'{key}_{name}' in filled for name in pair) for pair in pairs):
             problems.append(f'the statistics of {key} find no buffer like {key}_mean '
                             f'(if that is meant: UNNORMALISED = ({key!r},))')
-    lonely = [name for name in model.state_dict() if isinstance(getattr(model, name, None), torch.Tensor)
-              and name.rpartition('_')[2] in names and name.rpartition('_')[0] not in DERIVED
-              and name not in filled and not isinstance(getattr(model, name), torch.nn.Parameter)]
+    lonely = [name for name in dict(model.named_buffers()) if name.rpartition('_')[0] in windows
+              and name.rpartition('_')[2] in names and name not in filled]
     problems += [f'the buffer {name} finds no statistics' for name in lonely]
     if problems:
         sys.exit(f'{M.__name__} on {folder}/meta.json: {"; ".join(problems)}; it would train un-normalised')
@@ -176,14 +182,14 @@ def fill_statistics(model, M, windows, meta, folder):
 
 def statistics(model, meta):
     """Names of the model's buffers that meta.json's statistics fill."""
-    return {f'{key}_{name}' for key, table in meta['stats'].items() for name in table
-            if isinstance(getattr(model, f'{key}_{name}', None), torch.Tensor)}
+    there = {f'{key}_{name}' for key, table in meta['stats'].items() for name in table}
+    return there & dict(model.named_buffers()).keys()
 
 
-def check_output(M, out):
-    """What forward returned in the first step: one line unless it can be trained on."""
+def check_output(M, out, grad=True):
+    """What forward returned: one line unless it can be trained on (grad) and logged."""
     loss = out.get('loss') if isinstance(out, dict) else None
-    if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.requires_grad:
+    if not isinstance(loss, torch.Tensor) or loss.ndim or (grad and not loss.requires_grad):
         got = sorted(out) if isinstance(out, dict) else type(out).__name__
         sys.exit(f"{M.__name__}.Model.forward returned {got}; "
                  "want a dict with 'loss', a scalar tensor with grad")

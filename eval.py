@@ -110,6 +110,7 @@ if __name__ == '__main__':
     print(line, flush=True)                              # first: whatever fails now, the work is not lost
     if out:
         try:
+            os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
             checkpoint.write_text(out, line + '\n')
         except OSError as error:
             sys.exit(f'--out={out}: {error.strerror}; the line above is the result')

@@ -104,9 +104,9 @@ def say(line):
     try:
         tqdm.write(line, file=sys.stdout)                # goes around the bar
         sys.stdout.flush()
-    except BrokenPipeError:                              # `train.py | head` has read enough: save and stop
+    except OSError:  # `train.py | head` has read enough, or the terminal is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        asked_to_stop.append('closed pipe')
+        asked_to_stop.append('nobody reads any more')
 
 
 # ---- are the keys possible ----
@@ -158,7 +158,8 @@ if ddp:                                                  # gloo beside nccl: sto
 
 # ---- data ----
 M = contract.load(model)
-cfg = M.Config(**{f.name: config[f.name] for f in fields(M.Config)})
+values = {field.name: config[field.name] for field in fields(M.Config)}
+cfg = contract.attempt(M, lambda values: M.Config(**values), values)
 windows = contract.windows_of(M, cfg)
 folder = os.path.join(data_dir, dataset)
 train_data, val_data = (Store(folder, split, windows, pad=M.PAD) for split in ('train', 'val'))
@@ -190,6 +191,9 @@ if init_from and not checkpoint.pointer(out_dir, 'latest'):
     of_the_data = contract.statistics(raw, train_data.meta)
     checkpoint.start_from(raw, M, init_from, keep=() if keep_stats else of_the_data)
 raw.to(device)
+places = [p.data_ptr() for p in raw.parameters()]
+stop_if(len({*places}) < len(places),
+        f'{model}: two parameters share their memory, which cannot be saved; tie weights in forward instead')
 optimizer = raw.configure_optimizers(lr, weight_decay, betas)
 names, params = zip(*((name, p) for name, p in raw.named_parameters() if p.requires_grad))
 averages = [p.detach().clone() for p in params] if ema_decay else []         # EMA, in the order of params
@@ -231,6 +235,8 @@ if checkpoint.pointer(out_dir, 'latest'):
         averages = [file[name].to(device) for name in names]
     checkpoint.load_optimizer(raw, optimizer, checkpoint.read(source, 'state.pt'), source)
     start, best, judged = saved['step'], saved.get('best'), saved.get('judged', True)
+    if any(saved['config'].get(key) != config[key] for key in ('best_metric', 'best_mode')):
+        best = None                                      # a loss is no threshold for a score
     now = [f'{key} = {value!r}' for key, value in keys.items()
            if key not in ('resume', 'out_dir') and saved['config'].get(key, value) != value]
     if now:
@@ -296,7 +302,9 @@ def val_loss():
         batch = val_data.batch(i, batch_size, 0, rank, world)
         reseed(0, i, rank)
         for rows in passes({key: x.to(device) for key, x in batch.items()}):
-            total += raw(rows)['loss'].item() / accum
+            out = raw(rows)
+            contract.check_output(M, out, grad=False)
+            total += out['loss'].item() / accum
     return average(total / val_batches)[0]
 
 
@@ -314,17 +322,23 @@ def measured(validate, evaluate):
                 torch._foreach_copy_(params, averages)
             try:
                 interruptible.append(True)
+                if asked_to_stop:
+                    raise KeyboardInterrupt
                 if validate:
                     found['val/loss'] = val_loss()
                 if evaluate:
                     result = protocol.evaluate(raw, folder, protocol.Keys(), rank=rank, world=world)
-                    numbers = {key: value for key, value in result.items() if isinstance(value, float)}
+                    numbers = {key: math.nan if value is None else value for key, value in result.items()
+                               if value is None or isinstance(value, float)}         # JSON has no nan
                     found |= {f'eval/{key}': value for key, value in numbers.items()}
+                average(0.0)                             # nobody trains on while another may be interrupted
             finally:
                 interruptible.clear()
-    except BaseException:  # ours, or that of a rank that lost the others to the signal
-        if not asked_to_stop:
+    except BaseException as error:  # ours, or of a rank that lost the others to the signal
+        if not asked_to_stop and not (ddp and isinstance(error, RuntimeError)):
             raise
+        if not asked_to_stop:
+            say(f'a rank has left, or cannot judge: {str(error).splitlines()[0]}')
         found = None
     finally:
         with torch.no_grad():
@@ -338,7 +352,7 @@ def save(step, metrics, is_best):
     weights = raw.state_dict()
     meta = dict(step=step, model=model, model_config=asdict(cfg), config=config, metrics=metrics, best=best,
                 judged=judged, params=n_params, git=git, torch=torch.__version__, data_sha=data_sha,
-                model_sha=checkpoint.sha256(M.__file__))
+                model_sha=model_sha)
     state = optimizer.state_dict() | {'params': checkpoint.named_parameters(raw, optimizer)}
     smoothed = weights | dict(zip(names, averages)) if averages else None
     checkpoint.save(out_dir, step, weights, smoothed, state, meta, is_best, keep, keep_every)
@@ -362,12 +376,14 @@ def check_finite():
                 'Look at them with Store.windows_at(ids), or try a smaller lr, or grad_clip = 1')
 
 
-interruptible = []                                       # not empty while `measured` is at work
+interruptible, signals = [], []                          # not empty while `measured` is at work; what came in
 
 
 def on_signal(number, frame):
     """Only note it: a step that has begun is finished and saved. A second signal does not wait for that."""
-    if asked_to_stop and not ddp:                        # torchrun itself sends more than one
+    impatient = number != signal.SIGHUP and signals.count(number) > 0
+    signals.append(number)
+    if impatient and not ddp:                            # torchrun itself sends more than one
         os.write(2, b'\nstopped at once, the steps since the last save are lost\n')
         os._exit(128 + number)
     asked_to_stop.append(signal.Signals(number).name)
@@ -392,6 +408,7 @@ def stopping():
 # ---- what is about to happen ----
 peak = peak_of(torch.cuda.get_device_name()) if on_cuda else 0       # FLOP/s; 0 = unknown, then no mfu
 n_params, git = sum(p.numel() for p in raw.parameters()), checkpoint.git_hash(M.__file__)
+model_sha = checkpoint.sha256(M.__file__)  # of the code that runs, not of what it may become meanwhile
 say(f'{model}: {n_params:,} parameters, {raw.flops_per_sample() / 1e9:.3g} GFLOP per sample')
 say(f'{batch_size} samples/step = {micro_batch} x {accum} passes x {world} processes; '
     f'{len(train_data):,} in {folder}')
@@ -403,7 +420,8 @@ if start >= max_steps and judged:
     say(f'{out_dir} has reached step {start} of {max_steps}: nothing to do')
 
 # ---- the loop ----
-logger = make_logger(log, out_dir, os.path.basename(out_dir), config, step=start or None) if master else None
+again = start + judged or None                           # the first step whose points are drawn anew
+logger = make_logger(log, out_dir, os.path.basename(out_dir), config, step=again) if master else None
 batches = Prefetch(lambda step: train_data.batch(step, batch_size, seed, rank, world), start, device)
 bar = tqdm(total=max_steps, initial=start, disable=not (master and sys.stderr.isatty()))
 step, waited, clock, clock_step = start, 0.0, time.perf_counter(), start
@@ -411,7 +429,6 @@ bad = torch.full((2,), -1, device=device)                # first steps that were
 noise_seed = seed or 2**63  # seed 0 would meet the noise of the validation batches
 raw.train()
 while start < max_steps or not judged:
-    paused = time.perf_counter()
     last, stop = step >= max_steps, stopping()
     fresh = step > start or start == 0 or not judged     # what was done before a save is not done again
     validate = fresh and (last or (val_every > 0 and step % val_every == 0))
@@ -419,18 +436,26 @@ while start < max_steps or not judged:
     store = fresh and step > 0 and (last or (save_every > 0 and step % save_every == 0))
     if validate or evaluate or store or stop:
         check_finite()
+    paused = time.perf_counter()
 
     # validate, evaluate
     metrics, judged, interrupted = {}, True, False
     if validate or evaluate:
-        found = None if stop else measured(validate, evaluate)
+        try:
+            found = None if stop else measured(validate, evaluate)
+        except (Exception, SystemExit):  # what was trained must not be lost to a bad val split
+            judged = False
+            if step > 0 and master:
+                save(step, {}, False)
+            raise
         metrics, judged = found or {}, found is not None             # else to be made up for after the resume
         interrupted = not stop and not judged
         stop = stop or interrupted
         if judged and validate:
             say(f'step {step}/{max_steps} | val loss {metrics["val/loss"]:.4f}')
         if judged and evaluate:
-            shown = ' | '.join(f'{key} {value:.4g}' for key, value in metrics.items())
+            first = [key for i, key in enumerate(metrics) if i < 6 or key == best_metric]
+            shown = ' | '.join(f'{key} {metrics[key]:.4g}' for key in first)
             say(f'step {step}/{max_steps} | {shown}')
         if metrics and master:
             logger.log(metrics, step)
@@ -446,7 +471,8 @@ while start < max_steps or not judged:
         save(step, metrics, is_best)
     stop_if(lost, f'validation loss is not finite at step {step}: '
             f'look at {folder}/val for numbers that are none')
-    stop_if(unknown, f'best_metric = {best_metric}: the first of {M.EVAL} gave {", ".join(metrics)}')
+    stop_if(unknown, f'best_metric = {best_metric}: no such number; {M.EVAL[:1]} gives '
+            f'{", ".join([*metrics][:8])} ...; see logs.json.txt for all')
     if interrupted and ddp:                              # each rank at another place: no more talk
         say(f'stopped at step {step}; --resume=True goes on')
         if master:

@@ -229,6 +229,7 @@ def finish(path, script, rows, clock, hide=(), **facts):
     result = dict(command=command, device=clock.name(), threads=torch.get_num_threads(), reps=clock.reps,
                   torch=torch.__version__, **facts, rows=rows)
     try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         checkpoint.write_text(path, json.dumps(result, indent=1) + '\n')
     except OSError as error:
         sys.exit(f'cannot write {path}: {error.strerror}; the table above is all there is')

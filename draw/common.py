@@ -146,10 +146,16 @@ def check_out(path, endings, key='out'):
     for name in (path, part(path)):
         if os.path.islink(name) or (os.path.exists(name) and not os.path.isfile(name)):
             sys.exit(f'--{key}={path}: {name} exists and is no regular file; choose another name')
+    folder, made = os.path.dirname(os.path.abspath(path)), []
+    while not os.path.exists(folder):
+        made.append(folder)
+        folder = os.path.dirname(folder)
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         open(part(path), 'wb').close()
         os.remove(part(path))
+        for folder in made:  # a refusal after this one should leave nothing behind
+            os.rmdir(folder)
     except (OSError, ValueError) as error:               # ValueError: a name with a zero byte
         sys.exit(f'--{key}={path}: cannot write there ({error}); choose another name')
 
@@ -157,6 +163,7 @@ def check_out(path, endings, key='out'):
 def write(path, save):
     """save(temporary name), renamed when whole; nothing is left behind when that fails."""
     check_out(path, (os.path.splitext(path)[1],))
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     try:
         save(part(path))
         os.replace(part(path), path)

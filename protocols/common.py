@@ -40,11 +40,17 @@ def try_output(key, path):
     """Can `path` be written? Asked before the work: an hour of it should not end in a missing folder."""
     if os.path.islink(path) or os.path.exists(path) and not os.path.isfile(path):
         sys.exit(f'--{key}={path}: exists and is no regular file, we would replace it; choose another name')
+    folder, made = os.path.dirname(os.path.abspath(path)), []
+    while not os.path.exists(folder):
+        made.append(folder)
+        folder = os.path.dirname(folder)
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with open(path + '.tmp', 'w'):
             pass
         os.remove(path + '.tmp')
+        for folder in made:                              # a refusal after this one should leave nothing behind
+            os.rmdir(folder)
     except OSError as error:
         sys.exit(f'--{key}={path}: {error.strerror}; choose a place that can be written')
 

@@ -11,7 +11,7 @@ the figures stand there; with F for records/run/D.seed*.json:rmse_h100
 A source is one of these:
 
     FILES:KEY         a number of a JSON file; of several files (FILES may hold a star) the mean, or with a
-                      word in front min, max, median; `100 * FILES:KEY` scales it, `A / B` and `A - B` combine two
+                      word in front min, max, median; `100 * FILES:KEY`, `A / B` and `A - B` reckon with them
     range FILES:KEY   three figures: the mean, the least and the largest
     in FILE           the number stands in that file, a test or a config, as it is printed here
     published         not ours: the text says whose it is

@@ -13,9 +13,9 @@ BUDGET = {              # lines, comments and blanks included
     'nanowm.py': 690, 'imf_policy.py': 500, 'remdm.py': 620, 'arx5_gpt.py': 480, 'act.py': 430,
     'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
     'cem.py': 160, 'vae.py': 300, 'vision.py': 180, 'metrics.py': 400, 'arx5_export.py': 180,
-    'train.py': 520,  # every key has its range, every stop its way to end; 420 before that was unpacked
+    'train.py': 550,  # every key has its range, every stop its way to end; 420 before that was unpacked
     'configurator.py': 240,     # owners of keys, and a line for a config of another script
-    'contract.py': 210,         # what a model file lacks, said whole before the run
+    'contract.py': 215,         # what a model file lacks, said whole before the run
     'checkpoint.py': 350,  # damage of every file in one line, weights to start from, optimizer state by name
     'eval.py': 130, 'sample.py': 140, 'draw/*.py': 210,
     'protocols/*.py': 205,
