@@ -154,7 +154,7 @@ def check_out(path, endings, key='out'):
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         open(part(path), 'wb').close()
         os.remove(part(path))
-        for folder in made:  # a refusal after this one should leave nothing behind
+        for folder in made:                              # a refusal after this one leaves nothing behind
             os.rmdir(folder)
     except (OSError, ValueError) as error:               # ValueError: a name with a zero byte
         sys.exit(f'--{key}={path}: cannot write there ({error}); choose another name')

@@ -49,7 +49,7 @@ def try_output(key, path):
         with open(path + '.tmp', 'w'):
             pass
         os.remove(path + '.tmp')
-        for folder in made:                              # a refusal after this one should leave nothing behind
+        for folder in made:                              # a refusal after this one leaves nothing behind
             os.rmdir(folder)
     except OSError as error:
         sys.exit(f'--{key}={path}: {error.strerror}; choose a place that can be written')
