@@ -112,33 +112,28 @@ goodbye(0)
 def test_resume_is_exact(tiny, tmp_path, ranks):
     """
     6 steps at once = 3 steps, a stop, 3 steps: weights, averaged weights, optimizer, best and logs, to the
-    byte. The same where the stop came in the middle of a validation: the resumed run makes up for it.
+    byte. One rank is killed after step 3; two are stopped in the middle of its validation, each at another
+    batch, and make up for it.
     """
-    whole, parts, broken = tmp_path / 'whole', tmp_path / 'parts', tmp_path / 'broken'
-    args = [*tiny, *RESUMABLE, '--val_batches=4']
+    whole, parts, args = tmp_path / 'whole', tmp_path / 'parts', [*tiny, *RESUMABLE, '--val_batches=4']
     text, _ = either(*args, f'--out_dir={whole}', ranks=ranks)
-    # what a kill after step 3 would have left
-    shutil.copytree(whole / 'step_0000003', parts / 'step_0000003')
-    for pointer in ('latest', 'best'):
-        checkpoint.write_text(f'{parts}/{pointer}', 'step_0000003')
+    if ranks == 1:
+        shutil.copytree(whole / 'step_0000003', parts / 'step_0000003')      # what a kill would have left
+        for pointer in ('latest', 'best'):
+            checkpoint.write_text(f'{parts}/{pointer}', 'step_0000003')
+    else:                                                    # 4 batches at step 0, then two or three
+        said, errors = run('-c', STOPPED_IN_VALIDATION, 6, *args, f'--out_dir={parts}', ranks=2, PYTHONPATH=ROOT)
+        assert 'stopped at step 3; --resume=True goes on' in said and errors == ''
+        assert float(re.search(r'took ([\d.]+)', said)[1]) < 2
+        assert checkpoint.read(checkpoint.find(parts), 'meta.json')['judged'] is False
+        assert not [name for step, name in curves(parts) if step == 3 and not name.startswith('train/')]
     resumed, _ = either(*args, f'--out_dir={parts}', '--resume=True', ranks=ranks)
     assert step_lines(text)[3:] == step_lines(resumed) and len(step_lines(resumed)) == 3
-    same_run(whole, parts, 6, after=3)
+    same_run(whole, parts, 6, after=3 if ranks == 1 else 0)
     logged = {name for _, name in curves(parts)}
     assert logged >= {'train/loss', 'val/loss', 'train/lr', 'eval/psnr', 'eval/gain_over_shuffled'}
     for folder in (whole, parts):
         assert checkpoint.pointer(folder, 'best') == 'step_0000003'    # it is remembered
-
-    if ranks == 1:
-        return                                               # test_a_stop_while_measuring goes on here
-    # 4 batches at step 0; in the validation of step 3 the ranks are stopped at different places
-    said, errors = run('-c', STOPPED_IN_VALIDATION, 6, *args, f'--out_dir={broken}', ranks=2, PYTHONPATH=ROOT)
-    assert 'stopped at step 3; --resume=True goes on' in said and errors == ''
-    assert float(re.search(r'took ([\d.]+)', said)[1]) < 2
-    assert checkpoint.read(checkpoint.find(broken), 'meta.json')['judged'] is False
-    assert not [name for step, name in curves(broken) if step == 3 and not name.startswith('train/')]
-    run(*args, f'--out_dir={broken}', '--resume=True', ranks=2)
-    same_run(whole, broken, 6)
 
 
 @pytest.mark.parametrize('where', ('validation', 'evaluation'))
@@ -612,8 +607,7 @@ def test_a_best_metric_that_the_protocol_does_not_give(train, tmp_path):
     """Its names are known after the first evaluation: one line with them, and what was trained is saved."""
     _, errors = train('--max_steps=4', '--eval_every=2', '--best_metric=eval/psnr_movng', code=1)
     said = one_line(errors)
-    assert said.startswith("best_metric = eval/psnr_movng: the first of ('video',) gave ")
-    assert 'eval/psnr_moving' in said
+    assert said.startswith('best_metric = eval/psnr_movng: no such number; ') and 'eval/psnr' in said
     assert checkpoint.load(tmp_path / 'out')[1]['step'] == 2
 
 
