@@ -122,7 +122,8 @@ def test_resume_is_exact(tiny, tmp_path, ranks):
         for pointer in ('latest', 'best'):
             checkpoint.write_text(f'{parts}/{pointer}', 'step_0000003')
     else:                                                    # 4 batches at step 0, then two or three
-        said, errors = run('-c', STOPPED_IN_VALIDATION, 6, *args, f'--out_dir={parts}', ranks=2, PYTHONPATH=ROOT)
+        said, errors = run('-c', STOPPED_IN_VALIDATION, 6, *args, f'--out_dir={parts}', ranks=2,
+                           PYTHONPATH=ROOT)
         assert 'stopped at step 3; --resume=True goes on' in said and errors == ''
         assert float(re.search(r'took ([\d.]+)', said)[1]) < 2
         assert checkpoint.read(checkpoint.find(parts), 'meta.json')['judged'] is False
