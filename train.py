@@ -191,9 +191,9 @@ if init_from and not checkpoint.pointer(out_dir, 'latest'):
     of_the_data = contract.statistics(raw, train_data.meta)
     checkpoint.start_from(raw, M, init_from, keep=() if keep_stats else of_the_data)
 raw.to(device)
-places = [p.data_ptr() for p in raw.parameters()]
+places = [x.untyped_storage().data_ptr() for x in raw.state_dict().values() if x.numel()]
 stop_if(len({*places}) < len(places),
-        f'{model}: two parameters share their memory, which cannot be saved; tie weights in forward instead')
+        f'{model}: two tensors share their memory, which cannot be saved; tie weights in forward instead')
 optimizer = raw.configure_optimizers(lr, weight_decay, betas)
 names, params = zip(*((name, p) for name, p in raw.named_parameters() if p.requires_grad))
 averages = [p.detach().clone() for p in params] if ema_decay else []         # EMA, in the order of params

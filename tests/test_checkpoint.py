@@ -87,6 +87,17 @@ def test_a_step_that_is_trained_again_replaces_the_old_one(tmp_path):
     assert not (tmp_path / 'step_0000002' / 'ema.safetensors').exists()
 
 
+def test_a_kill_between_the_two_renames(tmp_path):
+    """
+    A step that `latest` names was trained again; the old folder has gone aside, the new one is not there yet.
+    """
+    save(tmp_path, 1)
+    save(tmp_path, 2, ema=9)
+    os.rename(tmp_path / 'step_0000002', tmp_path / 'tmp.step_0000002.old')
+    assert value_of(checkpoint.load(tmp_path)[0]) == 9
+    assert checkpoint.steps(tmp_path) == ['step_0000001', 'step_0000002']
+
+
 class Kill(BaseException):
     """Passes every `except` of the code, as a kill -9 would: nothing is cleaned up."""
 

@@ -612,6 +612,28 @@ def test_a_best_metric_that_the_protocol_does_not_give(train, tmp_path):
     assert checkpoint.load(tmp_path / 'out')[1]['step'] == 2
 
 
+def test_best_of_another_metric_starts_anew(train, tmp_path):
+    """A loss is no threshold for a score: resumed with another best_metric, the old best counts no more."""
+    train('--max_steps=2', '--val_every=2')
+    train('--max_steps=4', '--val_every=2', '--eval_every=2', '--best_metric=eval/psnr_moving',
+          '--best_mode=min', '--resume=True')
+    meta = checkpoint.read(checkpoint.find(tmp_path / 'out', 'best'), 'meta.json')
+    assert meta['step'] == 4 and meta['best'] == meta['metrics']['eval/psnr_moving'] > 1
+
+
+def test_judging_that_fails_loses_no_step(train, tmp_path, monkeypatch):
+    """Whatever goes wrong in there, what was trained is saved first, and the resumed run judges it."""
+    def broken(self, *args, **kw):
+        raise SystemExit('the val split cannot be judged')
+    with monkeypatch.context() as patched:
+        patched.setattr(nanowm.Model, 'rollout', broken)
+        _, errors = train('--max_steps=4', '--eval_every=2', code=1)
+    assert one_line(errors) == 'the val split cannot be judged'
+    assert checkpoint.read(checkpoint.find(tmp_path / 'out'), 'meta.json')['judged'] is False
+    train('--max_steps=4', '--eval_every=2', '--resume=True')
+    assert {(2, 'eval/psnr'), (4, 'eval/psnr')} <= curves(tmp_path / 'out').keys()
+
+
 # ---- weights of another run ----
 
 @pytest.fixture
