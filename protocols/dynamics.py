@@ -192,7 +192,7 @@ def one_step(everybody, store, n_context, device, batch_size, rank, world, quiet
 
 
 def own_loss(model, M, folder, n, batch_size, rng):
-    store = Store(folder, 'val', M.windows(model.cfg), pad=M.PAD, hint=HINT)
+    store = Store(folder, 'val', M.windows(model.cfg), pad=getattr(M, 'PAD', False), hint=HINT)
     ids, total, device = common.draw(store, n, rng), 0.0, common.device_of(model)
     for i in range(0, len(ids), batch_size):
         own = ids[i:i + batch_size]
