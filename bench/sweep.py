@@ -57,6 +57,7 @@ from data.loader import identity, read_meta
 
 TRAIN, EVAL = (os.path.relpath(os.path.join(ROOT, name)) for name in ('train.py', 'eval.py'))
 TRAINS = 'train.py', 'data/loader.py'                 # and the model's file: code on which the weights depend
+PARSING = threading.Lock()  # two threads in ast.parse at once disturb each other in CPython 3.11 (gh-106905)
 JUDGES = 'metrics.py', 'cem.py', 'protocols/*.py'        # of these, what the protocol imports; and eval.py
 OURS = 'seed', 'out_dir', 'resume', 'ckpt', 'out'        # flags that the sweep itself sets
 FREE = {'out_dir', 'resume', 'data_dir', 'verify', 'log', 'log_every', 'save_every', 'keep', 'keep_every',
@@ -226,7 +227,7 @@ def reached(file, among):
     while todo:
         file = todo.pop()
         found.append(file)
-        with open(os.path.join(ROOT, file)) as f:
+        with open(os.path.join(ROOT, file)) as f, PARSING:
             tree = ast.parse(f.read())
         for node in ast.walk(tree):
             names = []
