@@ -3,6 +3,7 @@ Checkpoints: save, find, load, lock. train, sample, eval, bench and the tests al
 
     out_dir/step_0050000/model.safetensors   weights and statistics
                          ema.safetensors     the same, averaged (only with EMA); preferred by load
+                         store.safetensors   episodes that the training made (only with a refresh)
                          state.pt            optimizer, names and shapes of its parameters (weights_only=True)
                          meta.json           step, model, model_config, config, metrics, params, git, torch,
                                              model_sha (of the model file), data_sha
@@ -53,14 +54,14 @@ def write_text(path, text):
     sync(os.path.dirname(path) or '.')
 
 
-def save(out_dir, step, weights, ema, state, meta, best=False, keep=3, keep_every=0):
+def save(out_dir, step, weights, ema, state, meta, best=False, keep=3, keep_every=0, store=None):
     """
-    weights and ema (or None): {key: tensor}; state: what torch.save takes; meta: for meta.json. A full disk
+    weights, ema and store (or None): {key: tensor}; state: what torch.save takes; meta: for meta.json. A full disk
     or a lost folder ends the run with one line; the last good checkpoint stays as it was.
     """
     name = step_name(step)
     tmp, final = os.path.join(out_dir, 'tmp.' + name), os.path.join(out_dir, name)
-    files = {'model': weights} | ({'ema': ema} if ema else {})
+    files = {'model': weights} | ({'ema': ema} if ema else {}) | ({'store': store} if store else {})
     try:
         os.makedirs(out_dir, exist_ok=True)
         for left in os.listdir(out_dir):  # left behind by a kill, ours or an earlier one

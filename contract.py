@@ -7,6 +7,11 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
     windows(cfg)   {key: range of frame offsets} of one training sample
     PAD            True: windows may leave the episode, its edges repeat
     EVAL           names of protocols that judge it; () = by its loss alone
+    SIMULATOR      optional: data/<name>/env.py in which it acts, for runs without a dataset that names one
+    refresh        optional, with Config.refresh_every: (net, store, step, seed, rank, world) -> {name: number},
+                   called with averaged weights in eval mode before step 0 and every refresh_every-th step (0 =
+                   never), to play and `store.add` episodes; its random numbers come from (seed, step, number of
+                   the episode) alone. 'progress' in [0, 1] tells how far it is; 'done' ends the run
     SAMPLING       optional: Config fields that only sampling reads
     UNNORMALISED   optional: keys that the model reads as they are
 
@@ -25,7 +30,7 @@ from configurator import PLAIN, Owner
 from data.loader import read_meta
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-PROTOCOLS = ('video', 'dynamics', 'plan', 'env')         # files of protocols/; env comes with the policies
+PROTOCOLS = ('video', 'dynamics', 'plan', 'env')         # files of protocols/
 NEEDS = {'video': 'rollout', 'dynamics': 'rollout', 'plan': 'rollout', 'env': 'act'}
 
 
@@ -92,6 +97,8 @@ def defects(M, whole=False):
             there = getattr(Model, name, None)
             if name in inherited or not callable(there) or there is torch.nn.Module.forward:
                 lacks(Model, name, f'Model.{name}')
+    if hasattr(M, 'refresh') and 'refresh_every' not in fields:
+        found.append('no Config.refresh_every, which its refresh needs')
     unknown = [name for name in sampling(M) if name not in fields]
     found += [f'SAMPLING names {name}, which is no field of Config' for name in unknown]
     if whole:

@@ -6,6 +6,7 @@ Judge a checkpoint by a protocol that its model understands: a JSON line on stdo
     python eval.py --ckpt=out/arx5_cpu --png=arm.png            dynamics: open loop, beside simple rivals
     python eval.py --ckpt=out/arx5_cpu --protocol=plan          drive the simulated arm by planning in it
     python eval.py --ckpt=out/arx5_cpu --dataset=arx5_contact   judge on other data
+    python eval.py --ckpt=out/minihack_dagger --envs=ood        env: act in the simulator, in closed loop
     python eval.py --protocol=plan --help                       the keys of one protocol
 
 A protocol is a file of protocols/; its docstring says what each number means. Scores mean little alone, so
@@ -32,7 +33,7 @@ from protocols.common import try_output
 ckpt = ''                     # out_dir of a run, or one of its step folders
 which = 'latest'              # latest | best, when ckpt is an out_dir
 ema = True                    # averaged weights where the checkpoint has them
-protocol = ''                 # video | dynamics | plan | loss; '' = the model's first, loss if it has none
+protocol = ''                 # video | dynamics | plan | env | loss; '' = the model's first, loss if it has none
 dataset = ''                  # a folder of data_dir to judge on; '' = the one of the training
 data_dir = ''                 # where the data folders are; '' = where they were in the training
 verify = False                # first compare the sha256 of every data file with meta.json
@@ -86,17 +87,21 @@ if __name__ == '__main__':
     P = load_protocol(protocol)
     keys = P.Keys(**{field.name: config[field.name] for field in fields(P.Keys)})
     dataset = dataset or meta['config']['dataset']
-    folder = os.path.join(data_dir or meta['config']['data_dir'], dataset)
+    folder = os.path.join(data_dir or meta['config']['data_dir'], dataset) if dataset else None
 
-    clips = Store(folder, 'val', P.windows(model.cfg, keys, M), pad=protocol == 'loss' and M.PAD, hint=P.HINT)
-    if verify:
-        clips.verify()
-    data_sha = identity(clips.meta)
-    # A checkpoint from before there was an identity knows its data by the sha256 of their meta.json.
-    if meta['data_sha'] == checkpoint.sha256(os.path.join(folder, 'meta.json')):
-        data_sha = meta['data_sha']
-    if meta['data_sha'] != data_sha:
-        print(f'note: {folder} holds other data than the training had', file=sys.stderr)
+    windows, data_sha = P.windows(model.cfg, keys, M), ''
+    if windows:                                          # else it is judged in a simulator
+        if not dataset:
+            sys.exit(f'the {protocol} protocol judges on a dataset, and the training had none: --dataset=...')
+        clips = Store(folder, 'val', windows, pad=protocol == 'loss' and M.PAD, hint=P.HINT)
+        if verify:
+            clips.verify()
+        data_sha = identity(clips.meta)
+        # A checkpoint from before there was an identity knows its data by the sha256 of their meta.json.
+        if meta['data_sha'] == checkpoint.sha256(os.path.join(folder, 'meta.json')):
+            data_sha = meta['data_sha']
+        if meta['data_sha'] != data_sha:
+            print(f'note: {folder} holds other data than the training had', file=sys.stderr)
 
     try:
         result = P.evaluate(model, folder, keys, quiet=False)

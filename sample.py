@@ -6,6 +6,7 @@ Dream: load a trained model, let it imagine, draw it.
     python sample.py --ckpt=out/minihack_wm_cpu --out=film.png  the same as a film strip, for paper
     python sample.py --ckpt=out/arx5 --versus=out/other         a robot: truth | other run | this run
     python sample.py --ckpt=out/arx5 --out=arm.png              its curves (extra: plot); or a policy's
+    python sample.py --ckpt=out/minihack_dagger --env=ENV       a planner: an episode beside its plan
 
 Pictures land in samples/ of the run unless --out says otherwise. Keys of the model that only sampling uses
 can be given too, such as --sample_steps=2: `--ckpt=... --help` lists them.
@@ -14,6 +15,7 @@ from configurator import Owner, configure, polite_exit
 
 polite_exit()                 # before torch: its import takes seconds, and Ctrl-C should end those too
 
+import importlib
 import os
 import sys
 
@@ -22,9 +24,10 @@ import numpy as np
 import checkpoint
 import contract
 from data.loader import Store, read_meta, simulator
+from draw import env as draw_env
 from draw import states, video
 from draw.common import check_out, cut
-from protocols.common import fits
+from protocols.common import file_of, fits
 
 ckpt = ''                     # out_dir of a run, or one of its step folders
 which = 'latest'              # latest | best, when ckpt is an out_dir
@@ -37,6 +40,7 @@ n_clips = 0                   # clips in the picture; 0: videos 6, policies 2, f
 length = 0                    # frames to dream; 0: videos 16, robots and policies 150
 n_context = 0                 # true frames given; 0 = as many as the model was made for
 futures = 0                   # videos: hold down so many different commands instead of the recorded ones
+env = ''                      # policies with a simulator: which environment; '' = its first
 stride = 1                    # videos: new frames per window
 seed = 0                      # of clips and noise
 fps = 0                       # pictures per second; 0: videos 4, robots about 25, at true speed whatever fps
@@ -50,7 +54,8 @@ KINDS = {'strips.gif': (6, 16, 'n_clips length n_context stride fps scale'),
          'futures.gif': (1, 16, 'futures n_clips length n_context stride fps scale'),
          'arms.gif': (1, 150, 'versus n_clips length n_context fps scale'),
          'curves.png': (1, 150, 'length n_context'),
-         'actions.png': (2, 150, 'n_clips length')}
+         'actions.png': (2, 150, 'n_clips length'),
+         'episode.gif': (1, 0, 'env length fps scale')}
 LIMITS = {'n_clips': (0, 64), 'length': (0, 10_000), 'n_context': (0, 10_000), 'futures': (0, 64),
           'stride': (1, 10_000), 'seed': (0, 2**63 - 1), 'scale': (0, 64), 'fps': (0, 50)}
 
@@ -67,7 +72,9 @@ def samplers(wanted):
 def possible(model, reads, meta, versus, futures):
     """Which of KINDS this model and these keys allow, the default first."""
     if not hasattr(model, 'rollout'):
-        return ['actions.png'] if hasattr(model, 'act') else sys.exit('the model has no .rollout and no .act')
+        if not hasattr(model, 'act'):
+            sys.exit('the model has no .rollout and no .act')
+        return ['episode.gif'] if hasattr(file_of(model), 'SIMULATOR') else ['actions.png']
     if 'state' in reads:
         looks = hasattr(simulator(meta), 'draw')
         return ['curves.png'] if not looks else ['arms.gif'] if versus else ['arms.gif', 'curves.png']
@@ -99,8 +106,9 @@ if __name__ == '__main__':
     over = {key: value for key, value in told.items() if key not in globals()}     # not ours: the model's
     model, run = checkpoint.load(ckpt, ema, which, device, **over)
     M, step = contract.load(run['model']), os.path.normpath(checkpoint.find(ckpt, which))
-    folder = os.path.join(data_dir or run['config']['data_dir'], dataset or run['config']['dataset'])
-    reads, meta = M.windows(model.cfg), read_meta(folder)
+    dataset = dataset or run['config']['dataset']
+    folder = os.path.join(data_dir or run['config']['data_dir'], dataset) if dataset else ''
+    reads, meta = M.windows(model.cfg), read_meta(folder) if folder else {}
     kinds = {os.path.splitext(kind)[1]: kind for kind in possible(model, reads, meta, versus, futures)}
     ending = os.path.splitext(out)[1] if out else next(iter(kinds))
     out = out or os.path.join(os.path.dirname(step), 'samples', checkpoint.step_name(run['step']) + ending)
@@ -110,6 +118,13 @@ if __name__ == '__main__':
         if key not in takes.split() and any(key in other.split() for *_, other in KINDS.values()):
             sys.exit(f'--{key}={told[key]} means nothing to {kinds[ending]}, which takes {takes}')
     n, K, kind = n_clips or clips, length or frames, kinds[ending].partition('.')[0]
+
+    if kind == 'episode':                                            # no recorded clips are needed
+        world_file = importlib.import_module(f'data.{M.SIMULATOR}.env')
+        name = env or next(iter(world_file.SUITES.values()))[0]
+        world_file.check_name(name)
+        won, steps = draw_env.episode(out, model, world_file, name, seed, length, fps, scale)
+        sys.exit(print(f'{out}: {name}, {"won" if won else "not won"} in {steps} steps'))
 
     # which clips; then draw/ asks the model and draws
     if kind == 'actions':

@@ -10,7 +10,7 @@ Trains every model of this repository. Reads from top to bottom; nothing happens
 Keys belong either to this file (below) or to the model's Config; config files and flags set both
 (configurator.py). One optimizer step uses batch_size samples: micro_batch per GPU and pass x passes x GPUs.
 Batch and noise of a step are pure functions of (seed, step), so a resumed run does, to the bit on a CPU, what
-an unbroken one would have. Ctrl-C, SIGTERM, SIGHUP and a closed pipe save at the next step and exit 0; during
+an unbroken one would have. A model with a `refresh` makes its own data, between steps. Ctrl-C, SIGTERM, SIGHUP and a closed pipe save at the next step and exit 0; during
 validation they do not wait for its end. A loss that is not finite stops the run and names its samples.
 """
 from configurator import configure, polite_exit
@@ -24,7 +24,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 
 import numpy as np
@@ -40,7 +40,7 @@ from logger import make_logger, peak_of
 
 # what
 model = 'nanowm'              # a file of this folder that has Config and Model
-dataset = ''                  # a folder of data_dir; its meta.json fills the model's data facts
+dataset = ''                  # a folder of data_dir; its meta.json fills the model's data facts; '' = see refresh
 data_dir = 'data'             # where the data folders are
 verify = False                # recompute the sha256 of the data files before step 0
 out_dir = 'out/run'           # checkpoints and logs.json.txt
@@ -73,7 +73,7 @@ eval_every = 0                # steps between runs of the model's first protocol
 save_every = 1000             # steps between checkpoints; 0 = only at the end
 keep = 3                      # newest checkpoints to keep; 0 = all
 keep_every = 0                # also keep every keep_every-th step; 0 = none of them
-best_metric = 'val/loss'      # what `best` follows: val/loss, or with eval_every any number as eval/<name>
+best_metric = 'val/loss'      # what `best` follows: val/loss, eval/<name> with eval_every, refresh/<name>
 best_mode = 'min'             # min | max
 # system
 device = 'auto'               # auto = cuda if there is one, else cpu
@@ -129,11 +129,6 @@ accum = batch_size // (micro_batch * world)
 stop_if(batch_size != micro_batch * accum * world,
         f'batch_size = {batch_size} is not micro_batch {micro_batch} x accumulation x {world} processes; '
         'change one')
-stop_if(not dataset,
-        f"dataset = '': name a folder of {data_dir}/, or give a config: python train.py config/...")
-stop_if(best_metric != 'val/loss' and not (eval_every and best_metric.startswith('eval/')),
-        f'best_metric = {best_metric!r}: choose val/loss, or with --eval_every=N a number that the model\'s '
-        'protocol gives, as eval/<name>')
 
 # ---- device ----
 reason = ''                                              # why this device, where it was not our choice
@@ -161,9 +156,21 @@ M = contract.load(model)
 values = {field.name: config[field.name] for field in fields(M.Config)}
 cfg = contract.attempt(M, lambda values: M.Config(**values), values)
 windows = contract.windows_of(M, cfg)
-folder = os.path.join(data_dir, dataset)
-train_data, val_data = (Store(folder, split, windows, pad=M.PAD) for split in ('train', 'val'))
-data_sha = identity(train_data.meta)
+refresh_every = cfg.refresh_every if hasattr(M, 'refresh') else 0    # > 0: the model makes data of its own
+stop_if(not dataset and not refresh_every,
+        f"dataset = '': name a folder of {data_dir}/, or give a config: python train.py config/...")
+given = best_metric.partition('/')[0]
+stop_if(given not in ('val', 'eval', 'refresh') or (given == 'val' and best_metric != 'val/loss')
+        or (given == 'eval' and not eval_every) or (given == 'refresh' and not refresh_every),
+        f'best_metric = {best_metric!r}: choose val/loss, or with --eval_every=N a number that the model\'s '
+        'protocol gives, as eval/<name>, or one that its refresh gives, as refresh/<name>')
+folder = os.path.join(data_dir, dataset) if dataset else None
+train_data = Store(folder, 'train', windows, pad=M.PAD,
+                   capacity=cfg.buffer_capacity if refresh_every else 0)
+val_data = Store(folder, 'val', windows, pad=M.PAD) if dataset else None
+data_sha = identity(train_data.meta) if dataset else ''
+stop_if(0 < train_data.capacity <= len(train_data),
+        f'buffer_capacity = {train_data.capacity}: the {len(train_data):,} windows of {folder} fill it already')
 if verify:
     train_data.verify()
 if data_on_device == 'auto':
@@ -175,7 +182,9 @@ if eval_every:                                           # what cannot be judged
     stop_if(not M.EVAL, f'eval_every = {eval_every}: {model}.EVAL names no protocol; --eval_every=0')
     protocol = importlib.import_module(f'protocols.{M.EVAL[0]}')
     try:
-        Store(folder, 'val', protocol.windows(cfg, protocol.Keys(), M), hint=protocol.HINT)
+        clips = protocol.windows(cfg, protocol.Keys(), M)
+        if clips:                                        # none: it is judged in a simulator
+            Store(folder, 'val', clips, hint=protocol.HINT)
     except SystemExit as problem:
         stop_if(True, f'eval_every = {eval_every}, the {M.EVAL[0]} protocol: {problem.code}; '
                 'or --eval_every=0')
@@ -211,6 +220,7 @@ if ddp:                                                  # nobody may wait for e
     locked, = verdict
 stop_if(locked, locked)
 start, best, judged = 0, None, True                      # judged: step `start` has been validated already
+refreshed, made = -1, {}                                 # the step of the last refresh, and what it returned
 if checkpoint.pointer(out_dir, 'latest'):
     stop_if(not resume,
             f'{out_dir} already holds a run: --resume=True goes on with it, --out_dir=... starts anew')
@@ -234,6 +244,9 @@ if checkpoint.pointer(out_dir, 'latest'):
                 'it is damaged; take another checkpoint, or resume with --ema_decay=0')
         averages = [file[name].to(device) for name in names]
     checkpoint.load_optimizer(raw, optimizer, checkpoint.read(source, 'state.pt'), source)
+    if refresh_every:
+        train_data.restore(checkpoint.read(source, 'store.safetensors'), f'{source}/store.safetensors')
+        refreshed, made = saved.get('refreshed', -1), saved.get('made', {})
     start, best, judged = saved['step'], saved.get('best'), saved.get('judged', True)
     if any(saved['config'].get(key) != config[key] for key in ('best_metric', 'best_mode')):
         best = None                                      # a loss is no threshold for a score
@@ -295,6 +308,15 @@ def average(*values):
     return (total / world).tolist()
 
 
+def hours_left(took):
+    """By the steps that are left, or by the progress that refresh reports, whichever is sooner."""
+    left = (max_steps - step) * took
+    if len(pace) > 1 and pace[-1][1] > pace[0][1]:
+        (then, before), (now, done) = pace[0], pace[-1]
+        left = min(left, (1 - done) * (now - then) / (done - before))
+    return left / 3600
+
+
 def val_loss():
     """Mean loss over fixed val batches; the noise is fixed too, for a given number of ranks."""
     total = 0.0
@@ -308,18 +330,31 @@ def val_loss():
     return average(total / val_batches)[0]
 
 
-def measured(validate, evaluate):
-    """
-    {name: number} in eval mode, with the averaged weights if there are any; None if a stop signal came
-    meanwhile. The signal raises KeyboardInterrupt in here, and only in here: validation changes nothing that
-    could be lost.
-    """
-    backup, found = [p.detach().clone() for p in params] if averages else [], {}
+@contextmanager
+def as_judged():
+    """In eval mode, with the averaged weights if there are any; then back."""
+    backup = [p.detach().clone() for p in params] if averages else []
     raw.eval()
     try:
         with torch.no_grad(), autocast:
             if averages:
                 torch._foreach_copy_(params, averages)
+            yield
+    finally:
+        with torch.no_grad():
+            if averages:
+                torch._foreach_copy_(params, backup)
+        raw.train()
+
+
+def measured(validate, evaluate):
+    """
+    {name: number}; None if a stop signal came meanwhile. The signal raises KeyboardInterrupt in here, and only
+    in here: validation changes nothing that could be lost.
+    """
+    found = {}
+    try:
+        with as_judged():
             try:
                 interruptible.append(True)
                 if asked_to_stop:
@@ -340,22 +375,27 @@ def measured(validate, evaluate):
         if not asked_to_stop:
             say(f'a rank has left, or cannot judge: {str(error).splitlines()[0]}')
         found = None
-    finally:
-        with torch.no_grad():
-            if averages:
-                torch._foreach_copy_(params, backup)
-        raw.train()
     return found
+
+
+def made_anew():
+    """The model makes data with the weights of this step; all ranks then hold the same. -> {name: number}"""
+    with as_judged():
+        found = M.refresh(raw, train_data, step, seed, rank, world)
+    stop_if(len(train_data) == 0, f'step {step}: {model}.refresh has kept no episode yet, so there is nothing '
+            'to learn from; let it play more, or start from a --dataset')
+    return {f'refresh/{key}': value for key, value in found.items()}
 
 
 def save(step, metrics, is_best):
     weights = raw.state_dict()
     meta = dict(step=step, model=model, model_config=asdict(cfg), config=config, metrics=metrics, best=best,
                 judged=judged, params=n_params, git=git, torch=torch.__version__, data_sha=data_sha,
-                model_sha=model_sha)
+                model_sha=model_sha, **({'refreshed': refreshed, 'made': made} if refresh_every else {}))
     state = optimizer.state_dict() | {'params': checkpoint.named_parameters(raw, optimizer)}
     smoothed = weights | dict(zip(names, averages)) if averages else None
-    checkpoint.save(out_dir, step, weights, smoothed, state, meta, is_best, keep, keep_every)
+    checkpoint.save(out_dir, step, weights, smoothed, state, meta, is_best, keep, keep_every,
+                    store=train_data.state() if refresh_every else None)
 
 
 def check_finite():
@@ -377,6 +417,7 @@ def check_finite():
 
 
 interruptible, signals = [], []                          # not empty while `measured` is at work; what came in
+pace = []                                                # (time, progress) of each refresh
 
 
 def on_signal(number, frame):
@@ -410,8 +451,9 @@ peak = peak_of(torch.cuda.get_device_name()) if on_cuda else 0       # FLOP/s; 0
 n_params, git = sum(p.numel() for p in raw.parameters()), checkpoint.git_hash(M.__file__)
 model_sha = checkpoint.sha256(M.__file__)  # of the code that runs, not of what it may become meanwhile
 say(f'{model}: {n_params:,} parameters, {raw.flops_per_sample() / 1e9:.3g} GFLOP per sample')
-say(f'{batch_size} samples/step = {micro_batch} x {accum} passes x {world} processes; '
-    f'{len(train_data):,} in {folder}')
+say(f'{batch_size} samples/step = {micro_batch} x {accum} passes x {world} processes; samples: '
+    + ' and '.join([f'{len(train_data):,} in {folder}'] * bool(folder)
+                   + [f'more are made every {refresh_every} steps'] * bool(refresh_every)))
 hardware = torch.cuda.get_device_name() if on_cuda else device
 say(f'{hardware}{reason}, {torch.get_num_threads()} threads, {dtype}{", compiled" if compile else ""}; '
     f'out_dir {out_dir}; git {git or "none"}')
@@ -422,21 +464,31 @@ if start >= max_steps and judged:
 # ---- the loop ----
 again = start + judged or None                           # the first step whose points are drawn anew
 logger = make_logger(log, out_dir, os.path.basename(out_dir), config, step=again) if master else None
-batches = Prefetch(lambda step: train_data.batch(step, batch_size, seed, rank, world), start, device)
+batches = None                                           # a Prefetch
 bar = tqdm(total=max_steps, initial=start, disable=not (master and sys.stderr.isatty()))
 step, waited, clock, clock_step = start, 0.0, time.perf_counter(), start
 bad = torch.full((2,), -1, device=device)                # first steps that were not finite, see check_finite
 noise_seed = seed or 2**63  # seed 0 would meet the noise of the validation batches
 raw.train()
 while start < max_steps or not judged:
-    last, stop = step >= max_steps, stopping()
+    paused = time.perf_counter()
+    if refresh_every and step % refresh_every == 0 and refreshed < step < max_steps:
+        check_finite()
+        if batches:
+            batches.close()                              # no batch is fetched from what was there before
+        batches, refreshed, made = None, step, made_anew()
+        pace.append((time.perf_counter(), made.get('refresh/progress', 0)))
+        shown = ' | '.join(f'{key[8:]} {value:.4g}' for key, value in [*made.items()][:8])
+        say(f'step {step}/{max_steps} | refresh | {shown} | {time.perf_counter() - paused:.1f} s')
+        if master:
+            logger.log(made, step)
+    last, stop = step >= max_steps or made.get('refresh/done', 0) > 0, stopping()
     fresh = step > start or start == 0 or not judged     # what was done before a save is not done again
-    validate = fresh and (last or (val_every > 0 and step % val_every == 0))
+    validate = fresh and val_data is not None and (last or (val_every > 0 and step % val_every == 0))
     evaluate = fresh and eval_every > 0 and step > 0 and step % eval_every == 0
     store = fresh and step > 0 and (last or (save_every > 0 and step % save_every == 0))
     if validate or evaluate or store or stop:
         check_finite()
-    paused = time.perf_counter()
 
     # validate, evaluate
     metrics, judged, interrupted = {}, True, False
@@ -463,6 +515,9 @@ while start < max_steps or not judged:
     unknown = evaluate and judged and best_metric.startswith('eval/') and best_metric not in metrics
 
     # save
+    if refreshed == step:
+        metrics = metrics | made
+        unknown = unknown or (best_metric.startswith('refresh/') and best_metric not in metrics)
     value, is_best = metrics.get(best_metric), False
     if value is not None and step > 0 and math.isfinite(value):
         is_best = best is None or (value < best if best_mode == 'min' else value > best)
@@ -471,7 +526,7 @@ while start < max_steps or not judged:
         save(step, metrics, is_best)
     stop_if(lost, f'validation loss is not finite at step {step}: '
             f'look at {folder}/val for numbers that are none')
-    stop_if(unknown, f'best_metric = {best_metric}: no such number; {M.EVAL[:1]} gives '
+    stop_if(unknown, f'best_metric = {best_metric}: no such number; there are '
             f'{", ".join([*metrics][:8])} ...; see logs.json.txt for all')
     if interrupted and ddp:                              # each rank at another place: no more talk
         say(f'stopped at step {step}; --resume=True goes on')
@@ -486,6 +541,9 @@ while start < max_steps or not judged:
 
     # one optimizer step
     now = time.perf_counter()
+    if batches is None:
+        end = step - step % refresh_every + refresh_every if refresh_every else None
+        batches = Prefetch(lambda at: train_data.batch(at, batch_size, seed, rank, world), step, device, end)
     batch = batches.next() | {'step': torch.tensor(step)}
     waited += time.perf_counter() - now
     for group in optimizer.param_groups:
@@ -525,7 +583,7 @@ while start < max_steps or not judged:
         shown = ' | '.join(f'{key} {value:.4f}' for key, value in logs.items())
         say(f'step {step}/{max_steps} | {shown} | lr {lr_at(step - 1):.1e} | {took * 1e3:.0f} ms | '
             f'{batch_size / took:.3g} samples/s{f" | mfu {mfu:.0%}" if mfu else ""} | '
-            f'eta {(max_steps - step) * took / 3600:.2f} h')
+            f'eta {hours_left(took):.2f} h')
         logs |= {'lr': lr_at(step - 1), 'ms': took * 1e3,
                  'waited': waited / (step - clock_step) / took}  # share of a step spent waiting for data
         if master:
@@ -533,7 +591,8 @@ while start < max_steps or not judged:
         waited, clock, clock_step = 0.0, time.perf_counter(), step
 
 # ---- goodbye ----
-batches.close()
+if batches:
+    batches.close()
 bar.close()
 if master:
     logger.close()

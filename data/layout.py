@@ -29,12 +29,13 @@ INTEGERS = 'uint8 int8 int16 int32 int64'
 KEYS = {                                               # axes and dtypes; '...' is as many axes as you like
     'video': ('T, H, W, C', 'uint8'),                  # 0 to 255; models scale it themselves
     'latent': ('T, C, H, W', 'float16 float32'),
-    'action': ('T, A', 'float32'),                     # discrete ones are one-hot
+    'action': ('T, A', 'float32 uint8'),               # discrete ones: one-hot, or uint8 ids
     'state': ('T, S', 'float32'),                      # what the robot itself measures
     'env_state': ('T, S', 'float32'),                  # what only a simulator knows
     'pose': ('T, P', 'float32'),
     'image.<name>': ('T, 3, H, W', 'uint8'),           # one per camera
     'glyphs*': ('T, H, W', INTEGERS),
+    'local': ('T, H, W', INTEGERS),                    # the part of glyphs around the player
     'tokens': ('T, ...', INTEGERS),
     'mask': ('T, ...', 'bool uint8'),
     'task': ('T, ...', INTEGERS)}

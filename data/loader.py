@@ -8,11 +8,15 @@ lies in such a folder, and reads its meta.json. Whatever a file says is checked 
     pad=True     policies: one window per frame with a real action; rows outside the episode repeat the row at
                  its edge, and `mask` (B, T) bool, T = len(windows['action']), is True where an action is real
 
+Episodes may also be made during the training (DAgger): `store.add` takes them, behind those of the folder or
+without any folder; the oldest are forgotten. Then a batch also depends on what was added before.
+
 Offset 0 is frame t itself. Batch `step` is a pure function of (seed, step): `store.batch(17, ...)` is batch
 17, today and in a notebook. Rank r takes every world-th row of it from r on. So resuming needs no loader
 state, and any number of GPUs sees the same data.
 """
 import hashlib
+import math
 import os
 import queue
 import sys
@@ -20,6 +24,7 @@ import threading
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from data.layout import check_episodes, how_to_make, how_to_remake, identity, read_meta, simulator
 
@@ -33,24 +38,38 @@ class Store:
     windows    {key: range of frame offsets} of the model file; offsets may be negative and may differ per key
     pad        False: whole windows only; True: one per frame with a real action (see the top of this file)
     hint       the keys a user can turn down where no episode is long enough
+    capacity   windows at most, with those of the folder, once episodes are added; 0 = no limit
+    folder     None: there are only the episodes that are added
     """
 
     def __init__(self, folder, split, windows, pad=False,
-                 hint='num_frames, history, frame_skip, n_context, length'):
+                 hint='num_frames, history, frame_skip, n_context, length', capacity=0):
         self.folder, self.split, self.windows, self.pad = folder, split, windows, pad
-        self.meta = read_meta(folder)
-        arrays = {key: self.open(key) for key in windows}      # complain now, not at step 0
-        self.nbytes = sum(x.nbytes for x in arrays.values())
+        self.capacity, self.added = capacity, {}               # {key: rows of the episodes that were added}
+        self.games = np.zeros((0, 0), np.int64)                # see `add`
+        self.forgotten = 0                                     # windows of the oldest added episode
         self.held = {}                                         # see `to`
+        self.meta = {'files': {}, 'stats': {}, 'facts': {}, 'padded': []}
+        self.episodes, self.nbytes, self.frames = np.zeros((0, 2), np.int64), 0, 0
+        if folder is not None:
+            self.look_into(folder, split)
+        self.fixed = len(self.episodes)                        # of the folder
+        self.count(None if folder is None else hint)
+
+    def look_into(self, folder, split):
+        """The arrays of the folder, checked against its meta.json."""
+        self.meta = read_meta(folder)
+        arrays = {key: self.open(key) for key in self.windows}      # complain now, not at step 0
+        self.nbytes = sum(x.nbytes for x in arrays.values())
         self.episodes = np.array(self.open('episodes'))        # (E, 2)
         try:
             check_episodes(self.episodes, {key: len(x) for key, x in arrays.items()})
         except ValueError as error:
             sys.exit(f'{folder}/{split}/episodes.npy: {error}; {how_to_remake(folder)}')
-        self.count(hint)
+        self.frames = min(len(x) for x in arrays.values())
 
     def count(self, hint):
-        """How many windows every episode has; exit if none has any."""
+        """How many windows every episode has; exit if none has any, and none (hint = None) may come."""
         lengths = self.episodes[:, 1] - self.episodes[:, 0]
         where = f'{self.folder}/{self.split}'
         self.padded = set(self.meta.get('padded', ['action']))         # their last row is no data
@@ -65,13 +84,17 @@ class Store:
             span = max(max(offsets) for offsets in self.windows.values()) - self.first + 1
             per_episode = np.maximum(lengths - span + 1, 0)
             why = (f'{where}: a window spans {span} frames, the longest of {len(lengths)} episodes has '
-                   f'{lengths.max()}; use fewer frames ({hint})')
-        self.ends = per_episode.cumsum()                       # windows up to, with, episode e
-        if len(self) == 0:
+                   f'{lengths.max(initial=0)}; use fewer frames ({hint})')
+        self.shift = np.zeros(len(lengths), np.int64)          # windows at the start that are forgotten
+        if len(lengths) > self.fixed:
+            self.shift[self.fixed] = self.forgotten
+        self.per_episode = per_episode - self.shift
+        self.ends = self.per_episode.cumsum()                  # windows up to, with, episode e
+        if len(self) == 0 and hint is not None:
             sys.exit(why)
 
     def __len__(self):
-        return int(self.ends[-1])
+        return int(self.ends[-1]) if len(self.ends) else 0
 
     def open(self, key):
         """The memmap of one key; opened anew per batch: its pages count as ours until it is closed."""
@@ -118,7 +141,7 @@ class Store:
         """Sample ids (B,) -> episode (B,) and the row of frame offset 0 (B,)."""
         episode = np.searchsorted(self.ends, ids, side='right')
         before = np.where(episode > 0, self.ends[episode - 1], 0)
-        return episode, self.episodes[episode, 0] + (ids - before) - self.first
+        return episode, self.episodes[episode, 0] + self.shift[episode] + (ids - before) - self.first
 
     def windows_at(self, ids):
         """Sample ids (B,) -> {key: (B, len(range), ...)}, `mask` if pad, and `index` (B,), torch tensors."""
@@ -137,14 +160,91 @@ class Store:
 
     def rows(self, key, where):
         """Rows (B, T) of one key -> (B, T, ...), from the device if `to` put it there, else from the file."""
-        if key in self.held:
+        if key in self.held and not self.added:
             return self.held[key][torch.from_numpy(where).to(self.held[key].device)]
-        return torch.from_numpy(self.open(key)[where])
+        if not self.added:
+            return torch.from_numpy(self.open(key)[where])
+        new, old = self.added[key], where < self.frames
+        rows = np.empty((*where.shape, *new.shape[1:]), new.dtype)
+        rows[~old] = new[where[~old] - self.frames]
+        if old.any():
+            rows[old] = self.open(key)[where[old]]
+        return torch.from_numpy(rows)
 
     def to(self, device):
         """Copy the split to the device once; batches are then gathered there, and only row numbers travel."""
         self.held = {key: torch.from_numpy(np.array(self.open(key))).to(device) for key in self.windows}
         return self
+
+    # ---- episodes that are made during the training ----
+
+    def add(self, games):
+        """
+        games [(number, row, episode)] of this rank. All ranks call it, and all then hold the same: the episodes
+        {key: (T, ...)} of every rank, by number, or None where a game leaves none; and their rows of whole
+        numbers, for `table`, where row is not None. The oldest are forgotten, window by window, when there are
+        more than `capacity`. -> the rows, (n, columns) int64.
+        """
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, games)
+            games = sum(parts, [])
+        games = sorted(games, key=lambda game: game[0])
+        rows = [row for _, row, _ in games if row is not None]
+        if rows:
+            rows = np.array(rows, np.int64)
+            self.games = np.concatenate([self.games, rows]) if len(self.games) else rows
+        self.append([episode for *_, episode in games if episode is not None])
+        return rows
+
+    def append(self, episodes):
+        """Episodes {key: (T, ...)} behind those that are there; then forget what is too much."""
+        for episode in episodes:
+            T = len(episode['action'])
+            assert all(len(episode[key]) == T for key in self.windows), 'keys of an episode differ in length'
+            end = self.episodes[-1, 1] if len(self.episodes) else 0
+            self.episodes = np.concatenate([self.episodes, [[end, end + T]]])
+        if episodes:
+            self.added = {key: np.concatenate([*([self.added[key]] if self.added else []),
+                                               *(episode[key] for episode in episodes)]) for key in self.windows}
+        self.count(None)
+        much = len(self) - self.capacity if self.capacity else 0
+        if much <= 0 or len(self.episodes) == self.fixed:
+            return
+        online = self.per_episode[self.fixed:].cumsum()
+        gone = int(np.searchsorted(online, much, side='right'))        # whole episodes
+        rest = much - (int(online[gone - 1]) if gone else 0)
+        self.forgotten = rest + (0 if gone else self.forgotten)
+        if gone:
+            frames = int(self.episodes[self.fixed + gone - 1, 1]) - self.frames
+            self.added = {key: rows[frames:].copy() for key, rows in self.added.items()}
+            online = self.episodes[self.fixed + gone:] - frames
+            self.episodes = np.concatenate([self.episodes[:self.fixed], online])
+        self.count(None)
+
+    def table(self, columns):
+        """The rows of all games so far, (n, columns): what a `refresh` remembers."""
+        return self.games.reshape(-1, len(columns))
+
+    def state(self):
+        """What was added, as tensors: for a checkpoint."""
+        arrays = {f'rows.{key}': rows for key, rows in self.added.items()}
+        arrays |= {'episodes': self.episodes[self.fixed:] - self.frames, 'games': self.games,
+                   'forgotten': np.array([self.forgotten])}
+        return {key: torch.from_numpy(x) for key, x in arrays.items()}
+
+    def restore(self, state, source):
+        """The same from a checkpoint's file, `source`; one line if it does not hold together."""
+        arrays = {key: x.numpy() for key, x in state.items()}
+        try:
+            self.added = {key: arrays[f'rows.{key}'] for key in self.windows if f'rows.{key}' in arrays}
+            self.games, self.forgotten = arrays['games'], int(arrays['forgotten'][0])
+            if len(arrays['episodes']):
+                check_episodes(arrays['episodes'], {key: len(self.added[key]) for key in self.windows})
+            self.episodes = np.concatenate([self.episodes[:self.fixed], arrays['episodes'] + self.frames])
+        except (KeyError, ValueError) as error:
+            sys.exit(f'{source} is damaged ({error}); take another checkpoint of this run')
+        self.count(None)
 
     def ids(self, step, batch_size, seed, rank=0, world=1):
         """Which windows batch `step` holds: drawn for the whole batch, then this rank's rows."""
@@ -156,16 +256,20 @@ class Store:
 
 
 class Prefetch:
-    """A daemon thread calls fetch(start), fetch(start + 1), ..., at most `depth` batches ahead of `next`."""
+    """
+    A daemon thread calls fetch(start), fetch(start + 1), ..., up to `end` (None: for ever), at most `depth`
+    batches ahead of `next`.
+    """
 
-    def __init__(self, fetch, start, device, depth=4):
+    def __init__(self, fetch, start, device, end=None, depth=4):
+        self.end = math.inf if end is None else end
         self.device, self.queue, self.stop = torch.device(device), queue.Queue(depth), threading.Event()
         self.thread = threading.Thread(target=self.work, args=(fetch, start), daemon=True)
         self.thread.start()
 
     def work(self, fetch, step):
         item = None
-        while not self.stop.is_set() and not isinstance(item, BaseException):
+        while step < self.end and not self.stop.is_set() and not isinstance(item, BaseException):
             try:
                 item = fetch(step)
                 if self.device.type == 'cuda':

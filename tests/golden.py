@@ -1,24 +1,34 @@
 """
-Check nanowm.py against golden files: outputs of the authors' code at a small size with random weights.
+Check nanowm.py and remdm.py against golden files: outputs of the authors' code, small, with random weights.
 
     python tests/golden.py FILE...        prints the largest error of every output, exits 1 beyond tolerance
 
-A file holds `param.<state-dict key>`, inputs x and noise (B, T, C, H, W), t (B, T), action (B, T, skip*A);
+A file of nanowm holds `param.<state-dict key>`, inputs x and noise (B, T, C, H, W), t (B, T), action (B, T, skip*A);
 outputs `forward` (the network on x as it is), `loss` and `mse` (B,) (on x noised to t), and
 `sample.<mode>.<level>` with the draws it used: `.init` for all frames and, for level > 0, `.ctx_noise`. The
 metadata tells the configuration.
+
+A file of remdm holds `param.<state-dict key>`, of the two glyph tables only the rows that `palette` lists; inputs
+local, global_, zt (masked plan), t_discrete, x0, t; outputs `logits`, `goal_pred`, `aux_loss`,
+`loss.<schedule>.iw<0|1>.ls<label smoothing>` and the plans `greedy<K>`, which must be equal. Any width and depth; a
+file without global_* parameters is a model that sees no map. iw1 is looser: the original takes alpha' as a
+difference in float32, we take it analytically.
+
 Tolerances are relative to the output: tol * max(1, max|reference|).
 """
 import os
 import sys
+from dataclasses import replace
 
 import torch
 from safetensors import safe_open
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import nanowm
+import remdm
 
-TOLERANCE = {'forward': 2e-5, 'loss': 1e-5, 'mse': 1e-5, 'sample': 1e-4}
+TOLERANCE = {'forward': 2e-5, 'loss': 1e-5, 'mse': 1e-5, 'sample': 1e-4,
+             'logits': 1e-5, 'goal_pred': 1e-5, 'aux_loss': 1e-5, 'iw1': 2e-3, 'greedy': 0}
 OURS = {'epsilon': 'eps', 'squaredcos_cap_v2': 'cosine'}            # their words -> ours
 
 
@@ -27,6 +37,8 @@ def load(path):
     with safe_open(path, 'pt') as f:
         meta = f.metadata()
         tensors = {key: f.get_tensor(key) for key in f.keys()}
+    if 'x0' in tensors:
+        return *planner(tensors, meta, path), meta
     _, _, channels, height, width = tensors['x'].shape
     cfg = nanowm.Config(
         height=height, width=width, channels=channels, action_dim=tensors['action'].shape[-1],
@@ -44,9 +56,50 @@ def load(path):
     return model, {key: value for key, value in tensors.items() if not key.startswith('param.')}, meta
 
 
+def planner(tensors, meta, path):
+    """-> remdm.Model with the file's weights, {name: tensor} of the rest."""
+    weights = {key[6:]: value for key, value in tensors.items() if key.startswith('param.')}
+    for name in ('embedding', 'global_embedding'):
+        rows = weights.pop(f'{name}.weight.rows', None)
+        if rows is not None:                             # a forward that reads another row will not be finite
+            weights[f'{name}.weight'] = torch.full((remdm.N_GLYPHS, rows.shape[1]), torch.nan)
+            weights[f'{name}.weight'][tensors['palette']] = rows
+    layers = {key.split('.')[2] for key in weights if key.startswith('transformer.')}
+    cfg = remdm.Config(n_embd=weights['action_emb.weight'].shape[1], n_head=int(meta['n_head']),
+                       n_layer=len(layers), seq_len=weights['pos_emb.weight'].shape[0],
+                       use_global='global_gate' in weights)
+    wide = weights['transformer.layers.0.linear1.weight'].shape[0]
+    assert wide == 4 * cfg.n_embd, f'{path}: an MLP {wide} wide, ours is {4 * cfg.n_embd}'
+    model = remdm.Model(cfg).eval()
+    model.load_state_dict(weights)
+    return model, {key: value for key, value in tensors.items() if not key.startswith('param.')}
+
+
+@torch.no_grad()
+def planner_outputs(model, g):
+    """Recompute every output of a golden file of remdm. -> {name: tensor}"""
+    out, obs = {}, {'local': g['local'][:, None], 'glyphs': g['global_'][:, None]}
+    out['logits'], goal = model.net(g['local'], g['global_'], g['zt'], g['t_discrete'])
+    if 'goal_pred' in g:
+        out['goal_pred'] = goal
+    if 'aux_loss' in g:
+        out['aux_loss'] = remdm.goal_loss(goal, g['global_'])
+    for name in g:
+        if name.startswith('loss.'):
+            schedule, weighted, smoothing = name[5:].split('.', 2)
+            cfg = replace(model.cfg, noise_schedule=schedule, use_importance_weighting=weighted == 'iw1',
+                          label_smoothing=float(smoothing[2:]))
+            out[name] = remdm.loss_of(out['logits'], g['x0'], g['zt'], g['t'], cfg)
+        if name.startswith('greedy'):
+            *_, out[name] = model.plans(obs, 'greedy', int(name[6:]))
+    return out
+
+
 @torch.no_grad()
 def outputs(model, g):
     """Recompute every output of a golden file. -> {name: tensor}"""
+    if isinstance(model, remdm.Model):
+        return planner_outputs(model, g)
     cfg, x, t, action, given = model.cfg, g['x'], g['t'], g['action'], model.cfg.n_context
     out = {'forward': model.net(x, t, action)}
     out['loss'], out['mse'] = model.loss(x, action, t, g['noise'])
@@ -68,7 +121,8 @@ def check(path):
     rows = []
     for name, value in outputs(model, g).items():
         reference = g[name]
-        allowed = TOLERANCE[name.split('.')[0]] * max(1, reference.abs().max().item())
+        kind = 'iw1' if '.iw1.' in name else name.split('.')[0].rstrip('0123456789')
+        allowed = TOLERANCE[kind] * max(1, reference.abs().max().item())
         rows.append((name, (value - reference).abs().max().item(), allowed))
     return rows
 

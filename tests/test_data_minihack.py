@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, script
 
-from data.minihack import env as nethack
+from data.minihack import pixels as nethack
 from data.minihack import prepare as minihack
 
 MOVES = 30

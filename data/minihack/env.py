@@ -1,111 +1,300 @@
 """
-NetHack levels, as MiniHack draws them: make an environment, put it on a seeded level, draw it, find a way.
+NetHack levels as MiniHack makes them, played close to the engine: the planner's world.
 
-    env = make_env('room')               gymnasium.Env; actions 0..7 are the compass moves of MOVES
-    obs = start(env, seed)               the same seed: the same level and dice, whatever was played before
-    frame(obs, tiles())                  (4 crop, 4 crop, 3) uint8: the tiles around the agent in the middle
-    routes(world(obs), goal)             from every cell the first move of a shortest way to the goal
+    env = make_env('MiniHack-MazeWalk-9x9-v0')      a gymnasium.Env; a .des file is a level, too
+    obs, info = env.reset(seed=7)                    the same seed: the same level and dice, whatever was before
+    obs, reward, terminated, truncated, info = env.step(action)
 
-Cells are (y, x), as in obs['glyphs'] (21, 79). minihack is imported inside the functions: a test that only
-looks at the tables should not pay for it.
+    obs         glyphs (21, 79) int16, the map seen so far; local (9, 9) int16, what surrounds the player
+    action      0..11, see ACTIONS; ids that a level does not have cost a step and press no key
+    reward      MiniHack's: +1 for the staircase down, -0.01 where no time passed; shaped=True adds more
+    terminated  the staircase was reached (info['won']), or the player died
+    truncated   the cap is reached: min(500, the level's own)
+
+MiniHack's step spends most of its time on observations that nobody asked for. Here NetHack writes into five
+small buffers and we copy two of them: env.step costs less than twice the engine's own step (bench/minihack.py).
+An environment compiles its level when it is built (20 ms), so keep it and reset it.
 """
+import difflib
+import os
+import subprocess
+import sys
+import tempfile
 import warnings
-from collections import deque
-from functools import cache
+from collections import Counter, deque
 
+import gymnasium
 import numpy as np
 
-LEVELS = {'room': 'MiniHack-Room-Random-15x15-v0', 'mazewalk': 'MiniHack-MazeWalk-9x9-v0',
-          'corridor': 'MiniHack-Corridor-R2-v0'}
-MOVES = {'N': (-1, 0), 'E': (0, 1), 'S': (1, 0), 'W': (0, -1),      # (dy, dx), in MiniHack's order
-         'NE': (-1, 1), 'SE': (1, 1), 'SW': (1, -1), 'NW': (-1, -1)}
-DELTAS = list(MOVES.values())
-TILE = 4                                 # px per tile; NetHack's own are 16
+ID = ('MiniHack-Room-Random-5x5-v0', 'MiniHack-Room-Random-15x15-v0', 'MiniHack-Corridor-R2-v0',
+      'MiniHack-MazeWalk-9x9-v0')                        # the planner trains on these
+OOD = ('MiniHack-Room-Dark-15x15-v0', 'MiniHack-Corridor-R5-v0', 'MiniHack-MazeWalk-45x19-v0')   # never on these
+ACTIONS = ('N', 'E', 'S', 'W', 'NE', 'SE', 'SW', 'NW',               # every level
+           'OPEN', 'KICK', 'SEARCH',                                 # corridors; the first two ask for a direction
+           'NONE')                                                   # no level has a twelfth
+DELTAS = ((-1, 0), (0, 1), (1, 0), (0, -1), (-1, 1), (1, 1), (1, -1), (-1, -1))       # (dy, dx) of 0..7
+OPEN, KICK, SEARCH = 8, 9, 10
+HEIGHT, WIDTH, CROP = 21, 79, 9
 
-# Glyphs, not characters, decide where one can walk: an open door is drawn '-' or '|', like a wall.
-CMAP = 2359                              # the first map glyph: solid rock, and all that has not been seen
-UNKNOWN, FLOOR, UP, DOWN = CMAP, CMAP + 19, CMAP + 23, CMAP + 24
-DOORS = {CMAP + k for k in (13, 14, 15, 16)}              # open and closed; never passed diagonally
-WALKABLE = np.zeros(5977, bool)                           # by glyph
-WALKABLE[[*DOORS]] = True
-WALKABLE[[CMAP + k for k in (12, 19, 20, 21, 22, 23, 24)]] = True      # doorway, floor, corridor, stairs
+# Glyphs: what NetHack draws, one id per thing. The map's own begin at CMAP.
+CMAP = 2359                              # solid rock, and all that was never seen
+DOORWAY, FLOOR, UP, DOWN = CMAP + 12, CMAP + 19, CMAP + 23, CMAP + 24
+DOORS = {CMAP + k for k in (13, 14, 15, 16)}             # open and closed; never passed diagonally
+EDGE = 13                                # beyond the map, as published (a fox has this id, too)
+MARK = 5976                              # memory: a cell we stood on; + n: where we searched n times, up to 5
+MARKABLE = np.zeros(6000, bool)          # what a mark may hide: rock, doorway, floor, corridor
+MARKABLE[[CMAP, DOORWAY, FLOOR, CMAP + 20, CMAP + 21, CMAP + 22]] = True
 
+SUITES = {'id': ID, 'ood': OOD, 'all': ID + OOD}         # what eval.py calls them
 
-def make_env(level='room', crop=7):
-    """A MiniHack level; observations glyphs (21, 79), glyphs_crop (crop, crop), blstats (27,)."""
-    assert crop % 2 == 1, f'crop {crop} has no middle tile for the agent; use an odd number like {crop + 1}'
-    with warnings.catch_warnings():      # minihack imports pkg_resources, which says at length that it is old
-        warnings.simplefilter('ignore')
-        import gymnasium
-        import minihack  # noqa: F401    (its import registers the levels)
-    return gymnasium.make(LEVELS[level], disable_env_checker=True, obs_crop_h=crop, obs_crop_w=crop,
-                          observation_keys=('glyphs', 'glyphs_crop', 'blstats'),
-                          obs_crop_pad=UNKNOWN,      # beyond the map is rock, not glyph 0, which is an ant
-                          fix_moon_phase=True)       # a full moon tonight is luck, and luck is other dice
+SPACE, ESC = 32, 27
+QUESTIONS = (b'eat', b'attack', b'direction?', b'pray')  # NLE lets the player answer these, and no other
 
 
-def start(env, seed):
-    """First observation of level `seed`. `reset(seed=...)` alone would not do: NetHack rolls its own dice."""
-    env.unwrapped.seed(core=seed, disp=seed, reseed=False)
-    return env.reset()[0]
+def make_env(name, **keys):
+    """A level by MiniHack's id or by the path of a .des file; keys as in Level."""
+    return Level(name, **keys)
 
 
-@cache
-def tiles():
-    """(glyphs, 4, 4, 3) uint8: NetHack's 16 px tiles, every 4x4 block replaced by its mean."""
+def options(cfg, shaped=False):
+    """How levels behave for a planner of this Config. bfs5 needs its twelfth action to be a key."""
+    bfs5 = cfg.oracle == 'bfs5'
+    return {'memory': cfg.memory, 'alias_actions': cfg.alias_actions or bfs5, 'chars': bfs5, 'shaped': shaped}
+
+
+built = {}                    # {(name, options): [Level, ...]}
+
+
+def environments(names, **keys):
+    """An environment for each name, no two the same; they are kept, and handed out again by the next call."""
+    used, found = Counter(), []
+    for name in names:
+        there = built.setdefault((name, *sorted(keys.items())), [])
+        if used[name] == len(there):
+            there.append(make_env(name, **keys))
+        found.append(there[used[name]])
+        used[name] += 1
+    return found
+
+
+def check_name(name):
+    """Exit with one line unless `name` can be built: an id that MiniHack has, or a .des that compiles."""
+    if name.endswith('.des'):
+        return check_des(name)
+    register()
+    known = [key for key in gymnasium.registry if key.startswith('MiniHack-')]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1, 0.5) or difflib.get_close_matches(name, ID + OOD, 1, 0)
+        sys.exit(f'no level {name!r}; did you mean {close[0]!r}?' if close else f'no level {name!r}')
+
+
+def check_des(path):
+    """
+    Exit with one line unless the level file compiles. MiniHack does not look: it then plays another level.
+    """
+    from nle.nethack.nethack import HACKDIR
+    try:
+        with open(path, 'rb') as f:
+            text = f.read()
+    except OSError as error:
+        sys.exit(f'{path}: {error.strerror}; want a NetHack level file')
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, 'level.des'), 'wb') as f:
+            f.write(text)
+        done = subprocess.run([os.path.join(HACKDIR, 'lev_comp'), 'level.des'], cwd=folder, text=True,
+                              errors='replace', stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        made = [file for file in os.listdir(folder) if file.endswith('.lev')]
+    said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    if said or done.returncode or not made:
+        sys.exit(f'{path} does not compile: {said[0] if said else "it defines no level"}')
+    if made != ['mylevel.lev']:
+        sys.exit(f'{path} defines {made[0][:-4]!r}; MiniHack plays the one that is called "mylevel"')
+
+
+def register():
+    """MiniHack registers its levels when it is imported; that takes a second, and says at length it is old."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        from minihack.tiles.glyph_mapper import GlyphMapper
-    from nle.nethack import MAX_GLYPH
-    mapper = GlyphMapper()
-    full = np.stack([mapper.glyph_id_to_rgb(g) for g in range(MAX_GLYPH)])      # (G, 16, 16, 3)
-    full = full.astype(np.uint16)
-    k = full.shape[1] // TILE
-    blocks = full.reshape(-1, TILE, k, TILE, k, 3).sum((2, 4))
-    return ((blocks + k * k // 2) // (k * k)).astype(np.uint8)       # rounded; integers are the same anywhere
+        import minihack  # noqa: F401
 
 
-def frame(obs, table):
-    """obs -> (4 crop, 4 crop, 3) uint8. Drawing shrunken tiles shrinks the drawing, at 1/16 of the work."""
-    x = table[obs['glyphs_crop']]                                    # (h, w, 4, 4, 3)
-    h, w = x.shape[:2]
-    return x.transpose(0, 2, 1, 3, 4).reshape(h * TILE, w * TILE, 3)
+def build(name):
+    """MiniHack's own environment: it compiles the level and knows its keys and cap."""
+    check_name(name)
+    register()
+    keys = dict(disable_env_checker=True, observation_keys=('glyphs', 'blstats'),
+                fix_moon_phase=True)     # a full moon tonight is luck, and luck is other dice
+    if name.endswith('.des'):
+        return gymnasium.make('MiniHack-Navigation-Custom-v0', des_file=os.path.abspath(name), **keys).unwrapped
+    return gymnasium.make(name, **keys).unwrapped
 
 
-def position(obs):
-    """The agent's cell. Asked of NetHack: '@' is also how other humans look."""
-    return int(obs['blstats'][1]), int(obs['blstats'][0])
+class Level(gymnasium.Env):
+    """
+    One level generator, running.
+
+    cap             most steps of an episode; the level's own binds before
+    crop, edge      side of `local`, and the glyph beyond the map
+    shaped          add to the reward +20 for a win, 0.5 per step nearer to the staircase (4 neighbours, where
+                    it is in view), 0.05 for a new cell, -0.01 a step; costs a search of the map
+    memory          show where the player has been, and how often it searched there: MARK, MARK + 1, ...
+    alias_actions   ids that the level does not have mean another key, id % n, as published
+    chars           also fill self.chars (21, 79) uint8, what a terminal would show; bfs5 reads it
+    """
+
+    def __init__(self, name, cap=500, crop=CROP, edge=EDGE, shaped=False, memory=False, alias_actions=False,
+                 chars=False):
+        assert crop % 2 == 1, f'crop {crop} has no middle tile for the agent; use an odd number like {crop + 1}'
+        self.inner = build(name)                         # owns the folder that the engine plays in
+        self.name, self.shaped, self.memory = name, shaped, memory
+        self.cap = min(cap, self.inner._max_episode_steps)
+        keys = [int(key) for key in self.inner.actions]
+        self.n_actions = len(keys)
+        self.means = [a if a < len(keys) else a % len(keys) if alias_actions else None
+                      for a in range(len(ACTIONS))]      # what an id does in this level; None: nothing
+        self.keys = [None if a is None else keys[a] for a in self.means]
+        self.action_space = gymnasium.spaces.Discrete(len(ACTIONS))
+        box = gymnasium.spaces.Box
+        self.observation_space = gymnasium.spaces.Dict({
+            'glyphs': box(0, 5999, (HEIGHT, WIDTH), np.int16), 'local': box(0, 5999, (crop, crop), np.int16)})
+
+        from nle.nethack.nethack import OBSERVATION_DESC
+        wanted = ('glyphs', 'blstats', 'internal', 'program_state', 'message') + ('chars',) * (chars or shaped)
+        buffers = {key: np.zeros(**OBSERVATION_DESC[key]) for key in wanted}
+        self.engine = self.inner.nethack._pynethack
+        self.engine.set_buffers(**buffers)               # before the first reset; later it refuses
+        self.screen, self.blstats, self.message = (buffers[key] for key in ('glyphs', 'blstats', 'message'))
+        self.internal, self.program, self.chars = (buffers.get(key) for key in
+                                                   ('internal', 'program_state', 'chars'))
+        self.half = crop // 2
+        self.frame = np.full((HEIGHT + 2 * self.half, WIDTH + 2 * self.half), edge, np.int16)
+        self.middle = self.frame[self.half:self.half + HEIGHT, self.half:self.half + WIDTH]
+
+    def reset(self, seed=None, options=None):
+        """Level `seed`. reset of MiniHack would not do: NetHack rolls its own dice."""
+        if seed is None:
+            seed = int(self.np_random.integers(2**31))
+        self.engine.set_initial_seeds(seed, seed, False, None)
+        self.engine.reset()
+        while not self.program[3]:                       # introductory texts
+            self.engine.step(SPACE)
+        self.steps, self.over = 0, False
+        self.time = int(self.blstats[20])
+        self.marks = np.zeros((HEIGHT, WIDTH), np.int16)
+        if self.shaped:
+            self.been, self.distance = {self.position()}, distance(self.chars)
+        return self.observation(), {'won': False}
+
+    def position(self):
+        """The player's cell (y, x). Asked of NetHack: '@' is also how other humans look."""
+        x, y = self.blstats[:2].tolist()
+        return y, x
+
+    def observation(self):
+        x, y = self.blstats[:2].tolist()
+        if self.memory:
+            return self.remember(y, x)
+        glyphs = self.screen.copy()
+        self.middle[...] = glyphs
+        size = 2 * self.half + 1
+        return {'glyphs': glyphs, 'local': self.frame[y:y + size, x:x + size].copy()}
+
+    def remember(self, y, x):
+        """The observation with marks; in the middle of `local` the mark of the cell that the player hides."""
+        if self.marks[y, x] == 0:
+            self.marks[y, x] = MARK
+        glyphs = np.where((self.marks > 0) & MARKABLE[self.screen], self.marks, self.screen)
+        self.middle[...] = glyphs
+        size = 2 * self.half + 1
+        local = self.frame[y:y + size, x:x + size].copy()
+        local[self.half, self.half] = self.marks[y, x]
+        return {'glyphs': glyphs, 'local': local}
+
+    def step(self, action):
+        assert not self.over, 'the episode is over: reset first'         # the engine would end the process
+        key = self.keys[action]
+        self.steps += 1
+        info = {'won': False}
+        if key is None:
+            info['illegal'] = True
+        else:
+            self.engine.step(key)
+        flags = self.internal.tolist()
+        if flags[1] or flags[2] or flags[3]:
+            self.answer()
+            flags = self.internal.tolist()
+        won = info['won'] = flags[4] > 0
+        dead = self.engine.done()
+        if self.memory and self.means[action] == SEARCH:
+            y, x = self.position()
+            self.marks[y, x] = min(max(self.marks[y, x], MARK) + 1, MARK + 5)
+        time = int(self.blstats[20])
+        reward = float(won) - 0.01 * (time == self.time)
+        self.time = time
+        if self.shaped:
+            reward += self.shaping(won)
+        self.over = won or dead
+        truncated = not self.over and self.steps >= self.cap
+        return self.observation(), reward, self.over, truncated, info
+
+    def answer(self):
+        """NetHack waits for a key: go on, decline to write text and all questions but those of the player."""
+        while not self.engine.done():
+            _, question, line, space = self.internal[:4].tolist()
+            if space:
+                self.engine.step(SPACE)
+            elif line:
+                self.engine.step(ESC)
+            else:
+                if question and not any(word in self.message.tobytes() for word in QUESTIONS):
+                    self.engine.step(ESC)
+                return
+
+    def shaping(self, won):
+        here, before, now = self.position(), self.distance, distance(self.chars)
+        nearer = 0.0
+        if before is not None and now is not None:       # as published: never counted where '>' starts unseen
+            nearer, self.distance = before - now, now
+        new = here not in self.been
+        self.been.add(here)
+        return 20.0 * won + 0.5 * nearer + 0.05 * new - 0.01
+
+    def render(self):
+        """The map in NetHack's tiles, (336, 1264, 3) uint8, 16 px each; what was never seen is black."""
+        from data.minihack.pixels import tiles
+        picture = tiles(16)[self.screen]                 # (21, 79, 16, 16, 3)
+        return picture.transpose(0, 2, 1, 3, 4).reshape(HEIGHT * 16, WIDTH * 16, 3)
+
+    def close(self):
+        self.inner.close()
 
 
-def find(obs, glyph):
-    """The set of cells that show this glyph."""
-    y, x = np.nonzero(obs['glyphs'] == glyph)
-    return set(zip(y.tolist(), x.tolist()))
-
-
-def world(obs):
-    """What is known of the level: {cell: glyph} where one can stand. Under the agent we suppose floor."""
-    y, x = np.nonzero(WALKABLE[obs['glyphs']])
-    cells = zip(y.tolist(), x.tolist())
-    return dict(zip(cells, obs['glyphs'][y, x].tolist())) | {position(obs): FLOOR}
-
-
-def neighbours(cells, at):
-    """[(move, cell)] one step away from `at`."""
-    steps = DELTAS[:4] if cells[at] in DOORS else DELTAS
-    return [(m, to) for m, (dy, dx) in enumerate(steps)
-            if (to := (at[0] + dy, at[1] + dx)) in cells and (m < 4 or cells[to] not in DOORS)]
-
-
-def routes(cells, goal, avoid=()):
-    """{cell: first move of a shortest way from there to goal}, where one does not cross `avoid`."""
-    first, queue = {goal: None}, deque([goal])
+def distance(chars):
+    """Steps from '@' to '>' over 4 neighbours, None where there is no way in view. chars (21, 79) uint8."""
+    screen = chars.tobytes()
+    start, goal = screen.find(b'@'), screen.find(b'>')
+    if start < 0 or goal < 0:
+        return None
+    steps, queue = {start: 0}, deque([start])
     while queue:
         at = queue.popleft()
-        if at in avoid and at != goal:
-            continue                                     # a way may begin there, but not go through
-        for move, to in neighbours(cells, at):
-            if to not in first:
-                first[to] = move ^ 2                     # the way back: N - S, E - W, NE - SW, SE - NW
+        if at == goal:
+            return steps[at]
+        for to in neighbours4(at):
+            if to not in steps and screen[to] not in b' -|}':
+                steps[to] = steps[at] + 1
                 queue.append(to)
-    return first
+    return None
+
+
+def neighbours4(at):
+    """Cells y * WIDTH + x beside a cell of the map: N, E, S, W."""
+    y, x = divmod(at, WIDTH)
+    if y > 0:
+        yield at - WIDTH
+    if x < WIDTH - 1:
+        yield at + 1
+    if y < HEIGHT - 1:
+        yield at + WIDTH
+    if x > 0:
+        yield at - 1

@@ -1,11 +1,15 @@
 """
-Play real NetHack levels and keep what the player saw: frames and moves for a world model.
-    python data/minihack/prepare.py --out=data/minihack_pixels
+Play real NetHack levels and keep what the player saw.
+    python data/minihack/prepare.py                              frames and moves, for a world model
+    python data/minihack/prepare.py --episodes_per_env=500       a teacher's games, for a planner
 
-Purpose and chance, mixed in a proportion of its own for every episode: on purpose the player walks to a cell
+World model: purpose and chance, mixed in a proportion of its own for every episode: on purpose the player walks to a cell
 that it has drawn, by chance it makes a random move. The staircase down ends a game, so it is avoided until
 the move `home`, and from then on every purpose leads there. So all episodes have enough frames to cut windows
 from, and some do end at the staircase. Read `episode` first; the levels are in env.py.
+
+Planner: map, surroundings and action of every step that a teacher took (oracles.py), on the levels that a planner
+trains on. What it lost is played again on another level, unless --keep_lost.
 """
 import sys
 from functools import cache, partial
@@ -15,7 +19,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from data.minihack import env as nethack  # noqa: E402
+from data.minihack import env, play  # noqa: E402
+from data.minihack import pixels as nethack  # noqa: E402
+from data.minihack.oracles import ORACLES  # noqa: E402
 from data.writer import at_least, common, flags, write  # noqa: E402
 
 BLIND = 0.15      # of the random moves may run into a wall: that nothing moves then is worth knowing too
@@ -80,24 +86,88 @@ def episode(i, seed, level, crop, moves):
     return {'video': np.stack(video), 'action': onehot}
 
 
-def main():
-    p = flags(__doc__, out='data/minihack_pixels')
-    p.add_argument('--level', choices=list(nethack.LEVELS), default='room', help='default room')
-    p.add_argument('--crop', type=int, default=7, help='tiles to a side, odd; 4 px each (default 7: 28 px)')
-    p.add_argument('--episodes', type=int, default=640, help='how many (default 640)')
-    p.add_argument('--moves', type=int, default=47,
-                   help='at most, of an episode; frames are one more (default 47)')
-    args = p.parse_args()
+TRIES = 200       # games that a teacher may lose in a row
+
+# Flags that only one of the two kinds of data takes, and what they are if they are not given.
+PIXELS = {'level': 'room', 'crop': 7, 'episodes': 640, 'moves': 47}
+GAMES = {'episodes_per_env': 500, 'oracle': 'explore', 'envs': ','.join(env.ID), 'memory': False,
+         'keep_lost': False}
+
+
+def game(i, seed, episodes_per_env, oracle, envs, memory, keep_lost):
+    """Game i: glyphs (T, 21, 79), local (T, 9, 9), action (T, 1) and task (T,), the number of its level."""
+    names = envs.split(',')
+    level = i // episodes_per_env
+    bfs5 = oracle == 'bfs5'
+    for again in range(TRIES):                           # levels that nobody else in this set plays
+        level_seed = seed + i + again * episodes_per_env * len(names)
+        lesson, won = play.lesson(names[level], level_seed, oracle, np.random.default_rng([level_seed, 1]),
+                                  memory=memory, alias_actions=bfs5, chars=bfs5)
+        if won or keep_lost:
+            return lesson | {'task': np.full(len(lesson['action']), level, np.int32)}
+    raise RuntimeError(f'{oracle} lost {TRIES} games of {names[level]} in a row; --keep_lost takes them')
+
+
+def make_games(args):
+    """A planner's data."""
+    at_least(args, episodes_per_env=1)
+    if args.oracle not in ORACLES:
+        sys.exit(f'--oracle={args.oracle}: choose one of {", ".join(ORACLES)}')
+    names = args.envs.split(',')
+    for name in names:
+        env.check_name(name)
+    info = {'source': f'games of {args.oracle} in NetHack, by {Path(__file__).name}', 'revision': revision(),
+            'fps': 6, 'units': {'glyphs': "NetHack's ids", 'action': ' '.join(env.ACTIONS)}, 'tasks': names,
+            'env': 'data.minihack.env',
+            'facts': {'envs': names, 'oracle': args.oracle, 'memory': args.memory}}
+    given = {key: getattr(args, key) for key in GAMES}
+    write(args.out, partial(game, seed=args.seed, **given), args.episodes_per_env * len(names), info=info,
+          padded=(), **common(args, __file__))
+
+
+def make_pixels(args):
+    """A world model's data."""
     at_least(args, episodes=1, moves=1, crop=1)
     if args.crop % 2 == 0:
         sys.exit(f'--crop={args.crop}: the agent is in the middle tile; use an odd number')
     units = {'video': '0-255; 4 px per tile, agent in the middle', 'action': 'one-hot compass move'}
     info = {'source': f'{nethack.LEVELS[args.level]}, played in NetHack by {Path(__file__).name}',
-            'revision': ', '.join(f'{k} {version(k)}' for k in ('minihack', 'nle')),
-            'fps': 6, 'units': units,
+            'revision': revision(), 'fps': 6, 'units': units,
             'action_names': list(nethack.MOVES), 'action_arrows': [[dx, dy] for dy, dx in nethack.DELTAS]}
-    play = partial(episode, seed=args.seed, level=args.level, crop=args.crop, moves=args.moves)
-    write(args.out, play, args.episodes, info=info, binary={'action': slice(None)}, **common(args, __file__))
+    played = partial(episode, seed=args.seed, level=args.level, crop=args.crop, moves=args.moves)
+    write(args.out, played, args.episodes, info=info, binary={'action': slice(None)}, **common(args, __file__))
+
+
+def revision():
+    return ', '.join(f'{name} {version(name)}' for name in ('minihack', 'nle'))
+
+
+def main():
+    p = flags(__doc__, out='')
+    p.set_defaults(out=None)
+    pixels, games = p.add_argument_group('for a world model'), p.add_argument_group('for a planner')
+    pixels.add_argument('--level', choices=list(nethack.LEVELS), help='default room')
+    pixels.add_argument('--crop', type=int, help='tiles to a side, odd; 4 px each (default 7: 28 px)')
+    pixels.add_argument('--episodes', type=int, help='how many (default 640)')
+    pixels.add_argument('--moves', type=int, help='at most, of an episode; frames are one more (default 47)')
+    games.add_argument('--episodes_per_env', type=int, help='games per level (default 500)')
+    games.add_argument('--oracle', nargs='?', const='explore', help=f'the teacher: {" | ".join(ORACLES)} '
+                       '(default explore)')
+    games.add_argument('--envs', help='levels, with commas between (default: the four of training)')
+    games.add_argument('--memory', action='store_true', default=None, help='mark where the player has been')
+    games.add_argument('--keep_lost', action='store_true', default=None, help='also games that were lost')
+    args = p.parse_args()
+    told = [key for key in GAMES if getattr(args, key) is not None]
+    ours, theirs = (GAMES, PIXELS) if told else (PIXELS, GAMES)
+    for key in theirs:
+        if getattr(args, key) is not None:
+            p.error(f'--{key} makes no sense with --{told[0]}')
+        delattr(args, key)
+    for key, default in ours.items():
+        if getattr(args, key) is None:
+            setattr(args, key, default)
+    args.out = args.out or ('data/minihack_pixels' if ours is PIXELS else f'data/minihack_{args.oracle}')
+    make_games(args) if told else make_pixels(args)
 
 
 if __name__ == '__main__':

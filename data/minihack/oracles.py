@@ -1,0 +1,225 @@
+"""
+Teachers: players that find the staircase down, for a planner to imitate.
+
+    oracle = ORACLES['explore'](env)       one per episode, on an env (data/minihack/env.py) that was just reset
+    action = oracle.act()                  what it would do now; it looks at the env's screen itself
+    oracle.follow(action)                  somebody else decides: keep the memory right, answer nothing
+
+bfs5 is the published teacher, exactly: no memory, four directions, characters of the terminal. In a maze or in
+the dark it walks to and fro until the cap, because a cell beside solid rock is "unexplored" for ever.
+
+explore sees the same map and no more, but it remembers where it was. It walks to the staircase if a way is
+in view, else to the nearest cell that it never stood on and that borders on the unknown, in eight directions.
+Doors that stay shut are kicked. Where nothing is left to explore it searches for hidden doors and corridors:
+dead ends first, then corridors, then along the walls of rooms, everywhere again and again but less and less.
+What a level has no key for (kick, search) it does without. Read `Explore.choose` first.
+"""
+import numpy as np
+
+from data.minihack.env import CMAP, DOWN, HEIGHT, KICK, SEARCH, WIDTH
+from data.minihack.env import OPEN as OPEN_KEY
+
+W = WIDTH + 2                            # the map with a border: a cell is a number, (y + 1) * W + x + 1
+STEPS = (-W, 1, W, -1, 1 - W, 1 + W, W - 1, -W - 1)      # of actions 0..7: N E S W NE SE SW NW
+
+# What glyphs are to a walker.
+WALL, UNKNOWN, CLOSED, OPEN, FLOOR, CORRIDOR, GOAL = range(7)        # from CLOSED on one can try to go there
+KIND = np.full(6000, FLOOR, np.uint8)                    # things lie on the floor, monsters stand on it
+KIND[CMAP:CMAP + 87] = WALL
+KIND[CMAP] = UNKNOWN
+KIND[[CMAP + 12, CMAP + 19, CMAP + 20, CMAP + 23]] = FLOOR           # empty doorway, floor lit and dark, '<'
+KIND[[CMAP + 13, CMAP + 14]] = OPEN
+KIND[[CMAP + 15, CMAP + 16]] = CLOSED
+KIND[[CMAP + 21, CMAP + 22]] = CORRIDOR
+KIND[DOWN] = GOAL
+
+TRIES = 3                                # a door that did not open that often is locked; rock is rock
+KICKS = 40                               # then we look elsewhere
+BATCH = 5                                # searches that we do at a place before we think of another
+AGAIN = 10                               # what a batch of them costs the next one at the same place, in steps
+PLACES = {'dead end': 0, 'corridor': 12, 'wall': 25}     # how far we would walk for a better place to search
+
+
+class Explore:
+    """Frontier search with memory; see the top of this file."""
+
+    def __init__(self, env, rng=None):
+        self.env = env
+        self.kinds = np.full((HEIGHT + 2, W), WALL, np.uint8)
+        self.been, self.searched = bytearray((HEIGHT + 2) * W), bytearray((HEIGHT + 2) * W)
+        self.grid, self.failed = self.kinds.tobytes(), {}            # as last seen; {(cell, move): how often}
+        self.last = None                                 # (cell, move) just before, if it was a move
+        self.asked, self.kick = False, None              # the game asks for a direction; the one of our kick
+
+    def act(self):
+        self.look()
+        action = self.choose()
+        self.note(action)
+        return action
+
+    def follow(self, action):
+        self.look()
+        self.note(action)
+
+    def look(self):
+        """The screen as a grid of kinds, and what it says about the last action."""
+        y, x = self.env.position()
+        here = self.here = (y + 1) * W + x + 1
+        under = self.grid[here]                          # what is under our feet is not drawn, we saw it before
+        self.kinds[1:-1, 1:-1] = KIND[self.env.screen]
+        self.grid = bytearray(self.kinds.tobytes())
+        self.grid[here] = under if under in (OPEN, CORRIDOR) else FLOOR
+        self.been[here] = 1
+        if self.last and self.last[0] == here:
+            self.fail(self.last[1])
+
+    def fail(self, move):
+        self.failed[self.edge(self.here, move)] = self.failed.get(self.edge(self.here, move), 0) + 1
+
+    def edge(self, at, move):
+        """A step, and what it leads to: a door that was kicked in is another one."""
+        return at, move, self.grid[at + STEPS[move]]
+
+    def note(self, action):
+        action, self.last = self.env.means[action], None
+        if action is None:                               # no key is pressed
+            return
+        if self.asked:
+            self.asked = False
+            return
+        self.asked = action in (OPEN_KEY, KICK)
+        if action < 8:
+            self.last = self.here, action
+        if action == SEARCH:
+            for step in (0, *STEPS):                     # neighbours looked at nearly the same walls
+                self.searched[self.here + step] = min(255, self.searched[self.here + step] + 1)
+
+    def choose(self):
+        if self.asked:                                   # if it was not we who kicked: any direction will do
+            return self.kick or 0
+        self.kick = None
+        if self.grid.find(GOAL) >= 0:
+            move = self.way(lambda at: self.grid[at] == GOAL)
+            if move is not None:
+                return self.through(move)
+        move = self.way(self.frontier)
+        if move is not None:
+            return self.through(move)
+        return self.search()
+
+    def frontier(self, at):
+        """Never stood on, and bordering on what was never seen; or a door, which hides what is behind it."""
+        if self.been[at]:
+            return False
+        grid = self.grid
+        return (grid[at] in (CLOSED, OPEN) or UNKNOWN in grid[at - W - 1:at - W + 2] or UNKNOWN in grid[at - 1:at + 2]
+                or UNKNOWN in grid[at + W - 1:at + W + 2])
+
+    def way(self, wanted):
+        """The first move of a shortest way to a cell that is wanted, or None."""
+        first, queue, grid, failed = {self.here: None}, [self.here], self.grid, self.failed
+        for at in queue:
+            for move in range(4 if grid[at] == OPEN else 8):
+                to = at + STEPS[move]
+                if to in first or grid[to] < CLOSED or (move > 3 and grid[to] < FLOOR):
+                    continue
+                if failed and self.given_up(at, move, to):
+                    continue
+                first[to] = move if at == self.here else first[at]
+                if wanted(to):
+                    return first[to]
+                queue.append(to)
+        return None
+
+    def given_up(self, at, move, to):
+        tries = self.failed.get(self.edge(at, move), 0)
+        can_kick = self.env.n_actions > KICK and self.grid[to] == CLOSED
+        return tries >= (KICKS if can_kick else TRIES)
+
+    def through(self, move):
+        """That move, or a kick where it leads into a door that is locked."""
+        to, tries = self.here + STEPS[move], self.failed.get(self.edge(self.here, move), 0)
+        if self.grid[to] == CLOSED and tries >= TRIES and self.env.n_actions > KICK:
+            self.kick = move
+            self.fail(move)
+            return KICK
+        return move
+
+    def search(self):
+        """Nothing is left to explore: search where it costs least, walking included."""
+        first, queue, steps = {self.here: None}, [self.here], {self.here: 0}
+        best, goal = None, self.here
+        can_search = self.env.n_actions > SEARCH
+        for at in queue:
+            cost = steps[at] + (self.promise(at) + AGAIN * (self.searched[at] // BATCH) if can_search else 0)
+            if not can_search:
+                cost += 100 * self.been[at]
+            if best is None or cost < best:
+                best, goal = cost, at
+            for move in range(4 if self.grid[at] == OPEN else 8):
+                to = at + STEPS[move]
+                if (to in first or self.grid[to] < CLOSED or (move > 3 and self.grid[to] < FLOOR)
+                        or self.given_up(at, move, to)):
+                    continue
+                first[to] = move if at == self.here else first[at]
+                steps[to] = steps[at] + 1
+                queue.append(to)
+        if goal != self.here:
+            return self.through(first[goal])
+        return SEARCH if can_search else self.env.steps % 8
+
+    def promise(self, at):
+        """How unlikely a hidden way is here, in steps that we would walk to a likelier place."""
+        grid = self.grid
+        if grid[at] in (CORRIDOR, OPEN):
+            ways = sum(grid[at + step] >= CLOSED for step in STEPS)
+            return PLACES['dead end'] if ways < 2 else PLACES['corridor']
+        return PLACES['wall'] if any(grid[at + step] == WALL for step in STEPS[:4]) else 1000
+
+
+class Bfs5:
+    """The published teacher, memoryless; action 11, its 'kick', is a key that no level has."""
+
+    def __init__(self, env, rng=None):
+        self.env, self.rng = env, rng or np.random.default_rng(0)
+
+    def act(self):
+        return bfs5(self.env.chars, self.rng)
+
+    def follow(self, action):
+        pass
+
+
+def bfs5(chars, rng):
+    """
+    chars (21, 79) uint8 -> 0..3 or 11. 11 beside a closed door, else the first step to the staircase, else to
+    the nearest cell beside something blank, else to the farthest, else a random one.
+    """
+    framed = np.full((HEIGHT + 2, W), ord('-'), np.uint8)
+    framed[1:-1, 1:-1] = chars
+    screen = framed.tobytes()
+    start = screen.find(b'@')
+    if start < 0:
+        return int(rng.integers(4))
+    if any(screen[start + step] == ord('+') for step in STEPS[:4]):
+        return 11
+    first, steps, queue = {start: None}, {start: 0}, [start]
+    for at in queue:
+        if screen[at] == ord('>'):
+            return first[at]
+        for move in range(4):
+            to = at + STEPS[move]
+            if to not in first and screen[to] not in b' -|}+':
+                first[to] = move if at == start else first[at]
+                steps[to] = steps[at] + 1
+                queue.append(to)
+    reached = queue[1:]
+    for at in reached:                                   # in order of distance
+        if any(screen[at + step] == ord(' ') for step in STEPS[:4]):
+            return first[at]
+    if reached:
+        return first[max(reached, key=steps.get)]        # the first of the farthest
+    return int(rng.integers(4))
+
+
+ORACLES = {'explore': Explore, 'bfs5': Bfs5}

@@ -1,0 +1,113 @@
+"""
+Closed loop: does the policy do the job? It acts in the simulator until the episode ends, on levels that no
+training has drawn (their seeds come from the names, see `seed_of`).
+
+    win             share of the episodes that were won, mean over the environments; win_<suite> over one suite
+    win_<name>      of one environment
+    envs            per environment: win with its 95 % interval (Wilson: lo, hi) and n; mean steps, of all
+                    episodes and of those that were won; mean reward; the cap that binds
+
+A policy acts in chunks: it is asked again when the actions that it gave are carried out. Episodes are played
+many at once; what is random in one of them does not depend on the others.
+"""
+import importlib
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.loader import read_meta, simulator
+from data.rollout import rollout
+from metrics import wilson
+from protocols import common
+
+HINT = ''
+
+
+@dataclass
+class Keys:
+    envs: str = 'all'             # a suite of the simulator (NetHack: id, ood, all), or names with commas between
+    des: str = ''                 # NetHack: level files instead, with commas between
+    episodes: int = 50            # per environment
+    at_once: int = 25             # episodes in one batch
+    seed: int = 42                # of the levels
+
+
+def windows(cfg, keys, M):
+    """No clips are judged. Refuses keys that make no sense, and names that the simulator does not know."""
+    common.at_least('env', keys, episodes=1, at_once=1, seed=0)
+    if hasattr(M, 'SIMULATOR'):                          # else the dataset names it, and `evaluate` asks it
+        chosen(importlib.import_module(f'data.{M.SIMULATOR}.env'), keys)
+
+
+def chosen(world_file, keys):
+    """The environments that are wanted, each known to the simulator."""
+    if keys.des:
+        names = keys.des.split(',')
+    else:
+        names = list(world_file.SUITES.get(keys.envs, keys.envs.split(',')))
+    for name in names:
+        world_file.check_name(name)
+    return names
+
+
+def seed_of(name, episode, seed):
+    """Of level number `episode`; as published, so that the same levels are played."""
+    return seed + zlib.crc32(f'{name}:{episode}'.encode()) % 2**31
+
+
+@torch.no_grad()
+def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
+    """Batches of episodes are dealt out to the ranks."""
+    M = common.file_of(model)
+    world_file = simulator(read_meta(folder)) if folder else None
+    if world_file is None and hasattr(M, 'SIMULATOR'):
+        world_file = importlib.import_module(f'data.{M.SIMULATOR}.env')
+    if world_file is None:
+        sys.exit(f'env protocol: neither {folder}/meta.json (env) nor {M.__name__}.SIMULATOR names a simulator')
+    names, jobs = chosen(world_file, keys), []
+    for name in names:
+        title = Path(name).stem if name.endswith('.des') else name
+        for i in range(0, keys.episodes, keys.at_once):
+            seeds = [seed_of(title, e, keys.seed) for e in range(i, min(i + keys.at_once, keys.episodes))]
+            jobs.append((name, seeds))
+    rows, options = [], world_file.options(model.cfg, shaped=True)
+    bar = tqdm(total=len(names) * keys.episodes, desc='eval env', leave=False,
+               disable=quiet or rank > 0 or None)
+    for name, seeds in jobs[rank::world]:
+        envs = world_file.environments([name] * len(seeds), **options)
+        for game in rollout(envs, seeds, lambda obs, generators: model.act(obs, generators=generators)):
+            rows.append((names.index(name), game['won'], game['steps'], float(game['reward']), envs[0].cap))
+        bar.update(len(seeds) * world)
+    bar.close()
+    rows = np.array(sorted(common.gather(rows, world)), float)       # sums in one order, whoever did the work
+    envs = {Path(name).stem if name.endswith('.des') else name: scores(rows[rows[:, 0] == i])
+            for i, name in enumerate(names)}
+    result = {'win': np.mean([scores['win'] for scores in envs.values()])}
+    for suite, members in world_file.SUITES.items():
+        if set(members) < set(names):
+            result[f'win_{suite}'] = np.mean([envs[name]['win'] for name in members])
+    result |= {f'win_{name}': scores['win'] for name, scores in envs.items()}
+    return common.plain(result | dict(envs=envs, episodes=keys.episodes, seed=keys.seed))
+
+
+def scores(rows):
+    """rows (n, 5) of one environment: which, won, steps, reward, cap."""
+    won, n = rows[:, 1] > 0, len(rows)
+    low, high = wilson(int(won.sum()), n)
+    return {'win': won.mean(), 'lo': low, 'hi': high, 'n': n, 'steps': rows[:, 2].mean(),
+            'steps_won': rows[won, 2].mean() if won.any() else np.nan, 'reward': rows[:, 3].mean(),
+            'cap': int(rows[0, 4])}
+
+
+def show(result):
+    print(f'{"environment":>34} {"win":>6}  95 % interval  {"steps":>6} {"of wins":>8} {"cap":>5}',
+          file=sys.stderr)
+    for name, row in result['envs'].items():
+        won = '-' if row['steps_won'] is None else f'{row["steps_won"]:.1f}'
+        print(f'{name:>34} {row["win"]:>6.1%}  {row["lo"]:.1%} to {row["hi"]:.1%}  {row["steps"]:>6.1f} {won:>8} '
+              f'{row["cap"]:>5}', file=sys.stderr)
