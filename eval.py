@@ -25,6 +25,8 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import torch
+
 import checkpoint
 import contract
 from data.loader import Store, identity
@@ -80,6 +82,7 @@ if __name__ == '__main__':
     if out:
         try_output('out', out)
     started = time.time()
+    torch.set_flush_denormal(True)                       # as in train.py
     M = contract.load(checkpoint.read_meta(checkpoint.find(ckpt, which))['model'])
     over = {key: config[key] for key in contract.sampling(M) if key in changed}
     model, meta = checkpoint.load(ckpt, ema, which, device, **over)

@@ -145,6 +145,7 @@ if compile == 'auto':
 if on_cuda:
     torch.cuda.set_device(device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+torch.set_flush_denormal(True)  # numbers below 1e-38 are 0: a CPU stumbles over them (dev/LOG.md: x 7 a step)
 if deterministic:
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     torch.use_deterministic_algorithms(True)
@@ -543,7 +544,7 @@ while start < max_steps or not judged:
     now = time.perf_counter()
     if batches is None:
         end = step - step % refresh_every + refresh_every if refresh_every else None
-        batches = Prefetch(lambda at: train_data.batch(at, batch_size, seed, rank, world), step, device, end)
+        batches = Prefetch(lambda at: train_data.batch(at, batch_size, seed, rank, world), step, device, end=end)
     batch = batches.next() | {'step': torch.tensor(step)}
     waited += time.perf_counter() - now
     for group in optimizer.param_groups:

@@ -8,6 +8,7 @@ seq_len = 32
 replan_every = 8
 channels_last = True
 pad_input = 'mask'
+memory = True
 
 batch_size = 64
 lr = 1e-3

@@ -261,7 +261,7 @@ class Prefetch:
     batches ahead of `next`.
     """
 
-    def __init__(self, fetch, start, device, end=None, depth=4):
+    def __init__(self, fetch, start, device, depth=4, end=None):
         self.end = math.inf if end is None else end
         self.device, self.queue, self.stop = torch.device(device), queue.Queue(depth), threading.Event()
         self.thread = threading.Thread(target=self.work, args=(fetch, start), daemon=True)

@@ -12,7 +12,7 @@ NetHack levels as MiniHack makes them, played close to the engine: the planner's
     truncated   the cap is reached: min(500, the level's own)
 
 MiniHack's step spends most of its time on observations that nobody asked for. Here NetHack writes into five
-small buffers and we copy two of them: env.step costs less than twice the engine's own step (bench/minihack.py).
+small buffers and we copy two of them: env.step costs less than twice the engine's own step (bench/levels.py).
 An environment compiles its level when it is built (20 ms), so keep it and reset it.
 """
 import difflib
