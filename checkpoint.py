@@ -56,8 +56,8 @@ def write_text(path, text):
 
 def save(out_dir, step, weights, ema, state, meta, best=False, keep=3, keep_every=0, store=None):
     """
-    weights, ema and store (or None): {key: tensor}; state: what torch.save takes; meta: for meta.json. A full disk
-    or a lost folder ends the run with one line; the last good checkpoint stays as it was.
+    weights, ema and store (or None): {key: tensor}; state: what torch.save takes; meta: for meta.json. A full
+    disk or a lost folder ends the run with one line; the last good checkpoint stays as it was.
     """
     name = step_name(step)
     tmp, final = os.path.join(out_dir, 'tmp.' + name), os.path.join(out_dir, name)

@@ -8,10 +8,10 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
     PAD            True: windows may leave the episode, its edges repeat
     EVAL           names of protocols that judge it; () = by its loss alone
     SIMULATOR      optional: data/<name>/env.py in which it acts, for runs without a dataset that names one
-    refresh        optional, with Config.refresh_every: (net, store, step, seed, rank, world) -> {name: number},
-                   called with averaged weights in eval mode before step 0 and every refresh_every-th step (0 =
-                   never), to play and `store.add` episodes; its random numbers come from (seed, step, number of
-                   the episode) alone. 'progress' in [0, 1] tells how far it is; 'done' ends the run
+    refresh        optional, with Config.refresh_every: (net, store, step, seed, rank, world) -> scalars.
+                   Called with averaged weights, in eval mode, before step 0 and every refresh_every-th
+                   step, to play and `store.add` episodes (0: never). Its random numbers come from (seed, step, number of the
+                   episode) alone. 'progress' in [0, 1] tells how far it is; 'done' ends the run
     SAMPLING       optional: Config fields that only sampling reads
     UNNORMALISED   optional: keys that the model reads as they are
 

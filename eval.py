@@ -35,7 +35,7 @@ from protocols.common import try_output
 ckpt = ''                     # out_dir of a run, or one of its step folders
 which = 'latest'              # latest | best, when ckpt is an out_dir
 ema = True                    # averaged weights where the checkpoint has them
-protocol = ''                 # video | dynamics | plan | env | loss; '' = the model's first, loss if it has none
+protocol = ''  # video | dynamics | plan | env | loss; '' = the model's first, loss if it has none
 dataset = ''                  # a folder of data_dir to judge on; '' = the one of the training
 data_dir = ''                 # where the data folders are; '' = where they were in the training
 verify = False                # first compare the sha256 of every data file with meta.json

@@ -107,7 +107,9 @@ def bootstrap(values, groups, statistic, n=1000, seed=0):
 
 
 def wilson(wins, n, z=1.959964):
-    """95 % interval of a probability after `wins` of n trials (Wilson 1927): also where all or none were won."""
+    """
+    95 % interval of a probability after `wins` of n trials (Wilson 1927): also where all or none were won.
+    """
     p = wins / n
     middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))

@@ -1,9 +1,9 @@
 """
 ReMDM: plan in NetHack by filling in a sequence of masked actions, and taking some of it back on the way.
 
-A masked discrete diffusion model (MDLM, Sahoo et al. 2024, arXiv 2406.07524) whose sampler may mask again what
-it has committed (ReMDM, Wang et al. 2025, arXiv 2503.00307), as a planner: github.com/mathisweil/
-minihack-ReMDM-planner. It sees the map and what surrounds the player, and denoises the next L actions at once.
+A masked discrete diffusion model (MDLM, Sahoo et al. 2024, arXiv 2406.07524) whose sampler may mask again
+what it has committed (ReMDM, Wang et al. 2025, arXiv 2503.00307), as a planner (github.com/mathisweil/
+minihack-ReMDM-planner): it sees the map and what surrounds the player, and denoises the next L actions.
 
     noise     z_t[i] = MASK with probability 1 - alpha(t), else x[i]; PAD, behind the end of an episode, stays
     loss      cross-entropy of net(z_t, t, map) to x, mean over the masked positions (flat);
@@ -11,23 +11,26 @@ minihack-ReMDM-planner. It sees the map and what surrounds the player, and denoi
     greedy    k = 1..K: commit the max(1, [L k/K]) surest masked positions to their argmax
     remdm     the same with sampled actions, then each committed position is masked again with probability
               rescale: eta s | cap: min(eta, s) | conf: eta s (1 - confidence),   s = 1 - alpha(k/K)
-    posterior ReMDM's Algorithm 1: with sigma <= min(1, (1 - alpha_s) / alpha_t), a masked position is revealed
-              with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), a committed one masked with sigma
+    posterior ReMDM's Algorithm 1, from t to s with sigma <= min(1, (1 - alpha_s) / alpha_t): a masked
+              position is revealed with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), a
+              committed one is masked with sigma
 
-Trained by DAgger (Ross et al. 2011, arXiv 1011.0686): `refresh` plays levels with the averaged weights, lets a
-teacher that cannot see more (data/minihack/oracles.py) show what it would have done, and keeps that where the
-student lost or dawdled. refresh_every = 0 and a dataset make it plain behaviour cloning.
+Trained by DAgger (Ross et al. 2011, arXiv 1011.0686): `refresh` plays levels with the averaged weights, lets
+a teacher that cannot see more (data/minihack/oracles.py) show what it would have done, and keeps that where
+the student lost or dawdled. refresh_every = 0 and a dataset make it plain behaviour cloning.
 
-Shapes: B windows, L = seq_len actions, C = n_embd; glyphs (B, 1, 21, 79) and local (B, 1, 9, 9), NetHack's ids;
-action (B, L, 1) in 0..11; mask (B, L), where an action is real. Parameters have the published names: 5,241,935,
-or 4,956,012 with use_global = False. Read first `corrupt` and `loss_of`, then `remdm_sample`, then `refresh`.
+Shapes: B windows, L = seq_len actions, C = n_embd; glyphs (B, 1, 21, 79) and local (B, 1, 9, 9), NetHack's
+ids; action (B, L, 1) in 0..11; mask (B, L), where an action is real. Parameters have the published names:
+5,241,935, or 4,956,012 with use_global = False. Read first `corrupt` and `loss_of`, then `remdm_sample`, then
+`refresh`.
 
 Ours, where the published planner differs: the teacher (its own solves 41 % of the small mazes and still its
 lost games were learned from: keep_lost), relabel = 'prefix' (true DAgger: the teacher takes over where the
-student went; published: it starts anew), pad_input = 'mask' (PAD in the input tells how many actions are left,
-and sampling never shows any), memory = True (the map shows where the player has been), physics_aware_sampling
-(it followed none of the planned moves), an analytic alpha', levels that a seed really fixes. Published win rates,
-its four training levels / three unseen ones: 66.2 / 8.4 % (DAgger), 69.3 / 8.2 % (cloning).
+student went; published: it starts anew), pad_input = 'mask' (PAD in the input tells how many actions are
+left, and sampling never shows any), memory = True (the map shows where the player has been),
+physics_aware_sampling (it followed none of the planned moves), an analytic alpha', levels that a seed really
+fixes. Published win rates, its four training levels / three unseen ones: 66.2 / 8.4 % (DAgger), 69.3 / 8.2 %
+(cloning).
 """
 import math
 from dataclasses import dataclass
@@ -40,8 +43,10 @@ import torch.nn.functional as F
 EVAL = ('env',)               # protocols that understand this model; the first is the default
 PAD = True                    # windows reach beyond the end of an episode; `mask` says where
 SIMULATOR = 'minihack'        # data/<name>/env.py: where it acts
-SAMPLING = ('sampler', 'diffusion_steps_eval', 'remask_strategy', 'eta', 'temperature', 'top_k', 'replan_every',
-            'physics_aware_sampling', 'blind_global', 'alias_actions')
+SAMPLING = ('sampler', 'diffusion_steps_eval', 'remask_strategy', 'eta', 'temperature', 'top_k',
+            'replan_every', 'physics_aware_sampling', 'blind_global', 'alias_actions')
+LEVELS = ('MiniHack-Room-Random-5x5-v0', 'MiniHack-Room-Random-15x15-v0', 'MiniHack-Corridor-R2-v0',
+          'MiniHack-MazeWalk-9x9-v0')              # as published
 N_ACTIONS, MASK_ID, PAD_ID = 12, 12, 13          # tokens 0..11 are actions
 N_GLYPHS = 6000                                  # NetHack has 5976; marks of `memory` follow
 DOWN = 2383                                      # the staircase down
@@ -80,19 +85,18 @@ class Config:
     replan_every: int = 16        # actions carried out of each plan
     physics_aware_sampling: bool = False  # commit last what would run into something
     blind_global: bool = False    # ablation: an empty map
-    alias_actions: bool = False   # ids that a level does not have mean id % n, as published; else they do nothing
+    alias_actions: bool = False   # ids that a level does not have mean id % n, as published, or nothing
     # DAgger
-    envs: tuple = ('MiniHack-Room-Random-5x5-v0', 'MiniHack-Room-Random-15x15-v0', 'MiniHack-Corridor-R2-v0',
-                   'MiniHack-MazeWalk-9x9-v0')         # levels to train on
+    envs: tuple = LEVELS          # to train on
     refresh_every: int = 100      # optimizer steps between collections; 0 = never, learn from the dataset
     episodes_per_iteration: int = 30     # of one collection, all ranks together
     total_timesteps: int = 5_650_000     # steps of student, teacher and replay after which the run ends
     buffer_capacity: int = 10_000        # windows that are kept; the oldest are forgotten
     seed_episodes: int = 3        # the teacher's, of each level, before the first step
     oracle: str = 'explore'       # explore | bfs5 (as published)
-    relabel: str = 'prefix'       # the teacher plays on from somewhere on the student's way | start (as published)
+    relabel: str = 'prefix'       # the teacher takes over on the student's way | start: plays anew
     keep_lost: bool = False       # learn from games that the teacher lost, too
-    efficiency_multiplier: float = 1.5   # keep the teacher's game where the student took more than so much longer
+    efficiency_multiplier: float = 1.5   # a game that was won is kept if the student took so much longer
     curriculum_preseed: bool = True      # every level starts as won 50 and lost 50 times
     curriculum_queue_size: int = 100     # games that a level's win rate is taken over
 
@@ -105,18 +109,20 @@ PRESETS = {
 
 def check(cfg):
     """Stop before an impossible model is built: ValueError with one line, the number and the way out."""
-    choices = {'noise_schedule': tuple(SCHEDULES), 'pad_input': ('pad', 'mask'), 'relabel': ('start', 'prefix'),
-               'sampler': ('greedy', 'remdm', 'posterior'), 'remask_strategy': ('rescale', 'cap', 'conf'),
+    choices = {'noise_schedule': tuple(SCHEDULES), 'pad_input': ('pad', 'mask'),
+               'relabel': ('start', 'prefix'), 'sampler': ('greedy', 'remdm', 'posterior'),
+               'remask_strategy': ('rescale', 'cap', 'conf'),
                'oracle': ('explore', 'bfs5')}
     for key, allowed in choices.items():
         if getattr(cfg, key) not in allowed:
             raise ValueError(f'{key} = {getattr(cfg, key)!r}: must be one of {", ".join(allowed)}')
     for key in ('n_embd', 'n_head', 'n_layer', 'seq_len', 'num_diffusion_steps', 'diffusion_steps_eval',
-                'diffusion_steps_collect', 'top_k', 'replan_every', 'episodes_per_iteration', 'total_timesteps',
-                'buffer_capacity', 'curriculum_queue_size'):
+                'diffusion_steps_collect', 'top_k', 'replan_every', 'episodes_per_iteration',
+                'total_timesteps', 'buffer_capacity', 'curriculum_queue_size'):
         if getattr(cfg, key) < 1:
             raise ValueError(f'{key} = {getattr(cfg, key)}: must be at least 1')
-    for key in ('refresh_every', 'seed_episodes', 'efficiency_multiplier', 'aux_loss_weight', 'loss_weight_clip'):
+    for key in ('refresh_every', 'seed_episodes', 'efficiency_multiplier', 'aux_loss_weight',
+                'loss_weight_clip'):
         if not 0 <= getattr(cfg, key) < math.inf:
             raise ValueError(f'{key} = {getattr(cfg, key)}: must be 0 or more')
     for key in ('dropout', 'label_smoothing', 'eta'):
@@ -164,9 +170,9 @@ def corrupt(x, t, u, schedule):
 
 def loss_of(logits, x, z, t, cfg):
     """
-    logits (B, L, 12) for the actions x (B, L) behind z. Flat: the mean over all masked positions of the batch,
-    so plans count by how much of them is masked. Weighted: each plan's mean times w(t), the ELBO of MDLM with
-    the plan's own length for L.
+    logits (B, L, 12) for the actions x (B, L) behind z. Flat: the mean over all masked positions of the
+    batch, so plans count by how much of them is masked. Weighted: each plan's mean times w(t), the ELBO of
+    MDLM with the plan's own length for L.
     """
     hidden = (z == MASK_ID) & (x != PAD_ID)
     ce = F.cross_entropy(logits.transpose(1, 2).float(), x.clamp(max=N_ACTIONS - 1), reduction='none',
@@ -179,7 +185,9 @@ def loss_of(logits, x, z, t, cfg):
 
 
 def goals(glyphs):
-    """glyphs (B, 21, 79) -> (y / 20, x / 78) of the first staircase down, (B, 2), and whether there is one."""
+    """
+    glyphs (B, 21, 79) -> (y / 20, x / 78) of the first staircase down, (B, 2), and whether there is one.
+    """
     there = (glyphs == DOWN).flatten(1)
     at = there.int().argmax(1)
     return torch.stack([at // WIDTH / (HEIGHT - 1), at % WIDTH / (WIDTH - 1)], 1), there.any(1)
@@ -218,8 +226,9 @@ def greedy_sample(denoise, z, K):
 
 def remdm_sample(denoise, z, K, u, cfg, doubt=None):
     """
-    As published: MaskGIT's counts, then remasking. u (K, 2, B, L) uniform. `confidence` is this pass's, of the
-    action sampled just now, not of the one that stands there. doubt(z, choice) -> (B, L) bool, see `collisions`.
+    As published: MaskGIT's counts, then remasking. u (K, 2, B, L) uniform. `confidence` is this pass's, of
+    the action sampled just now, not of the one that stands there. doubt(z, choice) -> (B, L) bool, see
+    `collisions`.
     """
     L = z.shape[1]
     yield z
@@ -243,7 +252,7 @@ def draw(logits, u, cfg):
     kth = logits.topk(min(cfg.top_k, N_ACTIONS), -1).values[..., -1:]
     p = logits.masked_fill(logits < kth, -math.inf).softmax(-1)
     choice = (p.cumsum(-1) < u[..., None]).sum(-1).clamp(max=N_ACTIONS - 1)
-    choice = torch.where(p.gather(-1, choice[..., None])[..., 0] > 0, choice, p.argmax(-1))      # u rounded to 1
+    choice = torch.where(p.gather(-1, choice[..., None])[..., 0] > 0, choice, p.argmax(-1))  # u rounded to 1
     return choice, p.gather(-1, choice[..., None])[..., 0]
 
 
@@ -282,16 +291,17 @@ def posterior_sample(denoise, z, K, u, cfg):
         yield z
 
 
-WALLS = torch.zeros(N_GLYPHS, dtype=torch.bool)          # walls, bars, trees, water, lava; rock is asked for below
+WALLS = torch.zeros(N_GLYPHS, dtype=torch.bool)  # walls, bars, trees, water, lava; rock is asked for below
 WALLS[[2359 + k for k in (*range(1, 12), 17, 18, 32, 34, 41)]] = True
-DELTAS = torch.tensor([(-1, 0), (0, 1), (1, 0), (0, -1), (-1, 1), (1, 1), (1, -1), (-1, -1)]
-                      + [(0, 0)] * (N_ACTIONS + 1 - 8))  # (dy, dx) of an action; no move for the others and MASK
+MOVES = [(-1, 0), (0, 1), (1, 0), (0, -1), (-1, 1), (1, 1), (1, -1), (-1, -1)]           # (dy, dx) of 0..7
+DELTAS = torch.tensor(MOVES + [(0, 0)] * (N_ACTIONS + 1 - len(MOVES)))       # the others, and MASK, stay
 
 
 def collisions(z, choice, local, steps=8):
     """
-    Which of the first planned moves run into something, (B, L) bool: follow the plan, committed or just chosen,
-    over local (B, 9, 9). What is blank (rock, or never seen) only counts beside the player, who would see it.
+    Which of the first planned moves run into something, (B, L) bool: follow the plan, committed or just
+    chosen, over local (B, 9, 9). What is blank (rock, or never seen) only counts beside the player, who would
+    see it.
     """
     plan, hit = torch.where(z == MASK_ID, choice, z), torch.zeros_like(z, dtype=torch.bool)
     at, rows = torch.full((len(z), 2), CROP // 2, device=z.device), torch.arange(len(z), device=z.device)
@@ -322,7 +332,8 @@ class Attention(nn.Module):
     def forward(self, x):
         B, T, C = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, -1))   # (B, heads, T, C/h)
+        # (B, heads, T, C/h)
+        q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, -1))
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout * self.training)   # all see all
         return self.out_proj(y.transpose(1, 2).reshape(B, T, C))
 
@@ -376,7 +387,9 @@ class Model(nn.Module):
         return torch.cat([tokens, x * self.global_gate.sigmoid()], 1), self.goal_head(x.mean(1))
 
     def denoise(self, seen, z, t):
-        """Tokens (B, S, C) of what is seen, actions z (B, L), row t (B,) of the time table -> logits (B, L, 12)."""
+        """
+        Tokens (B, S, C) of what is seen, actions z (B, L), row t (B,) of the time table -> logits (B, L, 12).
+        """
         x = self.action_emb(z) + self.timestep_emb(t)[:, None] + self.pos_emb.weight
         x = torch.cat([seen, x], 1)
         for layer in self.transformer['layers']:
@@ -384,12 +397,16 @@ class Model(nn.Module):
         return self.head(x[:, -z.shape[1]:])
 
     def net(self, local, glyphs, z, t):
-        """The network alone: (B, 9, 9), (B, 21, 79), (B, L), (B,) -> logits (B, L, 12), goal (B, 2) or None."""
+        """
+        The network alone: (B, 9, 9), (B, 21, 79), (B, L), (B,) -> logits (B, L, 12), goal (B, 2) or None.
+        """
         seen, goal = self.encode(local, glyphs)
         return self.denoise(seen, z, t), goal
 
     def forward(self, batch):
-        """{'loss', 'diffusion', 'aux'}. t (B,) and u (B, L) in [0, 1) are drawn unless the batch brings them."""
+        """
+        {'loss', 'diffusion', 'aux'}. t (B,) and u (B, L) in [0, 1) are drawn unless the batch brings them.
+        """
         cfg, glyphs, local = self.cfg, batch['glyphs'][:, 0], batch['local'][:, 0]
         x = torch.where(batch['mask'], batch['action'][..., 0].long(), PAD_ID)
         t = batch['t'] if 't' in batch else torch.rand(len(x), device=x.device)
@@ -412,9 +429,9 @@ class Model(nn.Module):
     @torch.no_grad()
     def plans(self, obs, sampler, K, generators=None):
         """
-        obs: glyphs (B, 1, 21, 79), local (B, 1, 9, 9). Yields the plan (B, L) after each pass, MASK_ID where it
-        is open; the last is whole. generators: one torch.Generator per row, so that a row's plan does not depend
-        on the others'; None draws from torch's own.
+        obs: glyphs (B, 1, 21, 79), local (B, 1, 9, 9). Yields the plan (B, L) after each pass, MASK_ID where
+        it is open; the last is whole. generators: one torch.Generator per row, so that a row's plan does not
+        depend on the others'; None draws from torch's own.
         """
         cfg, device = self.cfg, self.head.weight.device
         glyphs, local = (obs[key][:, -1].to(device) for key in ('glyphs', 'local'))
@@ -433,13 +450,15 @@ class Model(nn.Module):
         u = torch.stack([torch.rand(shape, generator=g) for g in generators or [None] * len(z)], 2).to(device)
         if sampler == 'posterior':
             return posterior_sample(denoise, z, K, u, cfg)
-        doubt = (lambda z, choice: collisions(z, choice, local.long())) if cfg.physics_aware_sampling else None
-        return remdm_sample(denoise, z, K, u, cfg, doubt)
+        def doubt(z, choice):
+            return collisions(z, choice, local.long())
+        return remdm_sample(denoise, z, K, u, cfg, doubt if cfg.physics_aware_sampling else None)
 
     @torch.no_grad()
     def act(self, obs, n=None, sampler=None, steps=None, generators=None):
         """The first n (replan_every) actions of a fresh plan: obs as in `plans` -> (B, n, 1) int64."""
-        *_, z = self.plans(obs, sampler or self.cfg.sampler, steps or self.cfg.diffusion_steps_eval, generators)
+        cfg = self.cfg
+        *_, z = self.plans(obs, sampler or cfg.sampler, steps or cfg.diffusion_steps_eval, generators)
         return z[:, :n or self.cfg.replan_every, None]
 
     # ---- for train.py ----
@@ -450,8 +469,8 @@ class Model(nn.Module):
 
     def flops_per_sample(self):
         """
-        Matmul FLOPs of a training sample, 3 x forward. Per token and block 24 C^2 of weights and 4 C per attended
-        token; the crop's convolutions and projection; the map's two, at 11x40 and 6x20 outputs.
+        Matmul FLOPs of a training sample, 3 x forward. Per token and block 24 C^2 of weights and 4 C per
+        attended token; the crop's convolutions and projection; the map's two, at 11x40 and 6x20 outputs.
         """
         cfg, C = self.cfg, self.cfg.n_embd
         T = cfg.seq_len + 1 + 8 * cfg.use_global
@@ -512,7 +531,7 @@ def worth_keeping(won, student, oracle, multiplier):
 def refresh(net, store, step, seed, rank, world):
     """
     Play, relabel, store: called by train.py before step 0 and every `refresh_every` steps, with averaged
-    weights. What is drawn depends on (seed, number of the game) alone; ranks share the games. -> scalars to log
+    weights. What is drawn depends on (seed, number of the game) alone; ranks share the games. -> scalars
     """
     from data.minihack import play  # nobody else here needs a NetHack
     cfg, games = net.cfg, store.table(COLUMNS)
@@ -558,7 +577,7 @@ def relabel(job, game, cfg, play):
 
 def lessons(cfg, play, rank, world):
     """
-    Before the first step: a few games of the teacher on every level, as published on levels 100 e, 100 e + 1, ...
+    Before the first step: a few games of the teacher on every level, as published on seeds 100 e + 0, 1, 2.
     They are not counted. -> [(number, None, episode or None)]
     """
     jobs = [(e, 100 * e + i) for e in range(len(cfg.envs)) for i in range(cfg.seed_episodes)]

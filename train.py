@@ -10,8 +10,9 @@ Trains every model of this repository. Reads from top to bottom; nothing happens
 Keys belong either to this file (below) or to the model's Config; config files and flags set both
 (configurator.py). One optimizer step uses batch_size samples: micro_batch per GPU and pass x passes x GPUs.
 Batch and noise of a step are pure functions of (seed, step), so a resumed run does, to the bit on a CPU, what
-an unbroken one would have. A model with a `refresh` makes its own data, between steps. Ctrl-C, SIGTERM, SIGHUP and a closed pipe save at the next step and exit 0; during
-validation they do not wait for its end. A loss that is not finite stops the run and names its samples.
+an unbroken one would have. A model with a `refresh` makes its own data, between steps. Ctrl-C, SIGTERM,
+SIGHUP and a closed pipe save at the next step and exit 0; during validation they do not wait for its end. A
+loss that is not finite stops the run and names its samples.
 """
 from configurator import configure, polite_exit
 
@@ -40,7 +41,7 @@ from logger import make_logger, peak_of
 
 # what
 model = 'nanowm'              # a file of this folder that has Config and Model
-dataset = ''                  # a folder of data_dir; its meta.json fills the model's data facts; '' = see refresh
+dataset = ''  # a folder of data_dir; its meta.json fills the model's data facts; '' = see refresh
 data_dir = 'data'             # where the data folders are
 verify = False                # recompute the sha256 of the data files before step 0
 out_dir = 'out/run'           # checkpoints and logs.json.txt
@@ -171,7 +172,8 @@ train_data = Store(folder, 'train', windows, pad=M.PAD,
 val_data = Store(folder, 'val', windows, pad=M.PAD) if dataset else None
 data_sha = identity(train_data.meta) if dataset else ''
 stop_if(0 < train_data.capacity <= len(train_data),
-        f'buffer_capacity = {train_data.capacity}: the {len(train_data):,} windows of {folder} fill it already')
+        f'buffer_capacity = {train_data.capacity}: the {len(train_data):,} windows of {folder} fill it '
+        'already')
 if verify:
     train_data.verify()
 if data_on_device == 'auto':
@@ -350,8 +352,8 @@ def as_judged():
 
 def measured(validate, evaluate):
     """
-    {name: number}; None if a stop signal came meanwhile. The signal raises KeyboardInterrupt in here, and only
-    in here: validation changes nothing that could be lost.
+    {name: number}; None if a stop signal came meanwhile. The signal raises KeyboardInterrupt in here, and
+    only in here: validation changes nothing that could be lost.
     """
     found = {}
     try:
@@ -383,8 +385,9 @@ def made_anew():
     """The model makes data with the weights of this step; all ranks then hold the same. -> {name: number}"""
     with as_judged():
         found = M.refresh(raw, train_data, step, seed, rank, world)
-    stop_if(len(train_data) == 0, f'step {step}: {model}.refresh has kept no episode yet, so there is nothing '
-            'to learn from; let it play more, or start from a --dataset')
+    stop_if(len(train_data) == 0,
+            f'step {step}: {model}.refresh has kept no episode yet, so there is nothing to learn '
+            'from; let it play more, or start from a --dataset')
     return {f'refresh/{key}': value for key, value in found.items()}
 
 
@@ -544,7 +547,8 @@ while start < max_steps or not judged:
     now = time.perf_counter()
     if batches is None:
         end = step - step % refresh_every + refresh_every if refresh_every else None
-        batches = Prefetch(lambda at: train_data.batch(at, batch_size, seed, rank, world), step, device, end=end)
+        batches = Prefetch(lambda at: train_data.batch(at, batch_size, seed, rank, world), step, device,
+                           end=end)
     batch = batches.next() | {'step': torch.tensor(step)}
     waited += time.perf_counter() - now
     for group in optimizer.param_groups:

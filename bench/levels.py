@@ -64,7 +64,9 @@ def timed_moves(start, step):
 
 
 def three_ways(name):
-    """The same game by our environment, by the engine with our five buffers, and by MiniHack's environment."""
+    """
+    The same game by our environment, by the engine with our five buffers, and by MiniHack's environment.
+    """
     ours, bare = E.make_env(name), E.make_env(name)
     theirs = minihack(name)
     engine, keys, internal = bare.engine, bare.keys, bare.internal
@@ -161,7 +163,8 @@ def published_game(name, level):
 def our_game(name, level, teacher):
     """-> its steps."""
     bfs5 = teacher == 'bfs5'
-    lesson, _ = play.lesson(name, level, teacher, np.random.default_rng(level), alias_actions=bfs5, chars=bfs5)
+    rng = np.random.default_rng(level)
+    lesson, _ = play.lesson(name, level, teacher, rng, alias_actions=bfs5, chars=bfs5)
     return len(lesson['action'])
 
 

@@ -180,10 +180,10 @@ class Store:
 
     def add(self, games):
         """
-        games [(number, row, episode)] of this rank. All ranks call it, and all then hold the same: the episodes
-        {key: (T, ...)} of every rank, by number, or None where a game leaves none; and their rows of whole
-        numbers, for `table`, where row is not None. The oldest are forgotten, window by window, when there are
-        more than `capacity`. -> the rows, (n, columns) int64.
+        games [(number, row, episode)] of this rank. All ranks call it, and all then hold the same: the
+        episodes {key: (T, ...)} of every rank, by number, or None where a game leaves none; and their rows of
+        whole numbers, for `table`, where row is not None. The oldest are forgotten, window by window, when
+        there are more than `capacity`. -> the rows, (n, columns) int64.
         """
         if dist.is_initialized() and dist.get_world_size() > 1:
             parts = [None] * dist.get_world_size()
@@ -205,8 +205,9 @@ class Store:
             end = self.episodes[-1, 1] if len(self.episodes) else 0
             self.episodes = np.concatenate([self.episodes, [[end, end + T]]])
         if episodes:
-            self.added = {key: np.concatenate([*([self.added[key]] if self.added else []),
-                                               *(episode[key] for episode in episodes)]) for key in self.windows}
+            for key in self.windows:
+                before = [self.added[key]] if key in self.added else []
+                self.added[key] = np.concatenate(before + [episode[key] for episode in episodes])
         self.count(None)
         much = len(self) - self.capacity if self.capacity else 0
         if much <= 0 or len(self.episodes) == self.fixed:

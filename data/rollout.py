@@ -1,8 +1,8 @@
 """
 Closed loop: a plain list of live environments, one policy batched over them.
 
-No vector environment: Gymnasium's start the next episode by themselves and swallow an action doing so. Here an
-episode that is over leaves the batch. What is random in acting comes from one generator per episode, so an
+No vector environment: Gymnasium's start the next episode by themselves and swallow an action doing so. Here
+an episode that is over leaves the batch. What is random in acting comes from one generator per episode, so an
 episode does not depend on who else was played, nor on who has finished.
 """
 import numpy as np
@@ -11,8 +11,8 @@ import torch
 
 def rollout(envs, seeds, act, watch=None):
     """
-    One episode on each environment. act(obs, generators) -> (B, n, A): obs {key: (B, 1, ...)}, the n actions are
-    carried out before it is asked again. watch(i, obs, chunk), optional, is called at every question.
+    One episode on each environment. act(obs, generators) -> (B, n, A): obs {key: (B, 1, ...)}, the n actions
+    are carried out before it is asked again. watch(i, obs, chunk), optional, is called at every question.
     -> per episode {'actions': list, 'reward': the sum, 'won', 'steps'}
     """
     obs = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds)]
@@ -20,7 +20,8 @@ def rollout(envs, seeds, act, watch=None):
     games = [{'actions': [], 'reward': 0.0, 'won': False, 'steps': 0} for _ in envs]
     live = list(range(len(envs)))
     while live:
-        batch = {key: torch.from_numpy(np.stack([obs[i][key] for i in live]))[:, None] for key in obs[live[0]]}
+        batch = {key: torch.from_numpy(np.stack([obs[i][key] for i in live]))[:, None]
+                 for key in obs[live[0]]}
         chunks = act(batch, [generators[i] for i in live]).cpu().numpy()
         over = set()
         for i, chunk in zip(live, chunks):

@@ -27,7 +27,7 @@ def episode(path, model, world_file, name, seed, length=0, fps=0, scale=0):
     frames = []
     for picture, plan, done in tqdm(steps, desc='draw', leave=False, disable=None):
         seen = picture[top:bottom, left:right].repeat(scale, 0).repeat(scale, 1)
-        frames.append(page(seen, plan, done, world_file.ACTIONS, model))
+        frames.append(page(seen, plan, done, world_file.ACTIONS, world_file.DELTAS, model))
     end = words(f'{name.removesuffix("-v0")}: {"won" if won else "not won"} in {env.steps} steps', 24,
                 frames[0].shape[1])
     last = np.concatenate([end, frames[-1][24:]])
@@ -61,29 +61,27 @@ def extent(line):
     return max(0, there[0] - 8), min(len(line), there[-1] + 9)
 
 
-def page(seen, plan, done, names, model):
+def page(seen, plan, done, names, deltas, model):
     """The world above, the plan below: open positions are dots, what was carried out is dim."""
     L, width = len(plan), max(seen.shape[1], ACROSS * CELL)
     mask = len(names)                                    # the token of an open position
-    cells = [cell(None if a == mask else a, names, i, done, model.cfg.replan_every) for i, a in enumerate(plan)]
+    cells = [cell(None if a == mask else a, names, deltas, i, done, model.cfg.replan_every)
+             for i, a in enumerate(plan)]
     cells += [blank(CELL, CELL)] * (-L % ACROSS)
     lines = [np.concatenate(cells[i:i + ACROSS], 1) for i in range(0, len(cells), ACROSS)]
     open_ = sum(a == mask for a in plan)
     title = words(f'denoising, {open_} of {L} open' if done == 0 else f'step {done} of the plan', 24, width)
     rows = [title, seen, blank(8, width), *lines]
-    return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)))
-                           + np.where(np.arange(width)[None, :, None] < row.shape[1], 0, PAPER).astype(np.uint8)
-                           for row in rows])
+    return np.concatenate([np.concatenate([row, blank(len(row), width - row.shape[1])], 1) for row in rows])
 
 
-def cell(action, names, i, done, replan_every):
+def cell(action, names, deltas, i, done, replan_every):
     """One action of the plan."""
     if action is None:
         tile = blank(CELL, CELL)
         tile[CELL // 2 - 1:CELL // 2 + 1, CELL // 2 - 1:CELL // 2 + 1] = INK
-    elif action < 8:
-        dy, dx = {'N': (-1, 0), 'E': (0, 1), 'S': (1, 0), 'W': (0, -1), 'NE': (-1, 1), 'SE': (1, 1), 'SW': (1, -1),
-                  'NW': (-1, -1)}[names[action]]
+    elif action < len(deltas):
+        dy, dx = deltas[action]
         tile = arrow(dx, dy, CELL, CELL)
     else:
         tile = words(names[action][:2].lower(), CELL, CELL, 11)

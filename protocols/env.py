@@ -2,7 +2,7 @@
 Closed loop: does the policy do the job? It acts in the simulator until the episode ends, on levels that no
 training has drawn (their seeds come from the names, see `seed_of`).
 
-    win             share of the episodes that were won, mean over the environments; win_<suite> over one suite
+    win             share of the episodes that were won, mean over the environments; win_<suite> over a suite
     win_<name>      of one environment
     envs            per environment: win with its 95 % interval (Wilson: lo, hi) and n; mean steps, of all
                     episodes and of those that were won; mean reward; the cap that binds
@@ -30,7 +30,7 @@ HINT = ''
 
 @dataclass
 class Keys:
-    envs: str = 'all'             # a suite of the simulator (NetHack: id, ood, all), or names with commas between
+    envs: str = 'all'  # a suite of the simulator (NetHack: id, ood, all), or names with commas between
     des: str = ''                 # NetHack: level files instead, with commas between
     episodes: int = 50            # per environment
     at_once: int = 25             # episodes in one batch
@@ -68,7 +68,8 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     if world_file is None and hasattr(M, 'SIMULATOR'):
         world_file = importlib.import_module(f'data.{M.SIMULATOR}.env')
     if world_file is None:
-        sys.exit(f'env protocol: neither {folder}/meta.json (env) nor {M.__name__}.SIMULATOR names a simulator')
+        sys.exit(f'env protocol: neither {folder}/meta.json (env) nor {M.__name__}.SIMULATOR names a '
+                 'simulator')
     names, jobs = chosen(world_file, keys), []
     for name in names:
         title = Path(name).stem if name.endswith('.des') else name
@@ -109,5 +110,5 @@ def show(result):
           file=sys.stderr)
     for name, row in result['envs'].items():
         won = '-' if row['steps_won'] is None else f'{row["steps_won"]:.1f}'
-        print(f'{name:>34} {row["win"]:>6.1%}  {row["lo"]:.1%} to {row["hi"]:.1%}  {row["steps"]:>6.1f} {won:>8} '
-              f'{row["cap"]:>5}', file=sys.stderr)
+        print(f'{name:>34} {row["win"]:>6.1%}  {row["lo"]:.1%} to {row["hi"]:.1%}  {row["steps"]:>6.1f} '
+              f'{won:>8} {row["cap"]:>5}', file=sys.stderr)

@@ -3,16 +3,16 @@ Check nanowm.py and remdm.py against golden files: outputs of the authors' code,
 
     python tests/golden.py FILE...        prints the largest error of every output, exits 1 beyond tolerance
 
-A file of nanowm holds `param.<state-dict key>`, inputs x and noise (B, T, C, H, W), t (B, T), action (B, T, skip*A);
-outputs `forward` (the network on x as it is), `loss` and `mse` (B,) (on x noised to t), and
+A file of nanowm holds `param.<state-dict key>`, inputs x and noise (B, T, C, H, W), t (B, T), action (B, T,
+skip*A); outputs `forward` (the network on x as it is), `loss` and `mse` (B,) (on x noised to t), and
 `sample.<mode>.<level>` with the draws it used: `.init` for all frames and, for level > 0, `.ctx_noise`. The
 metadata tells the configuration.
 
-A file of remdm holds `param.<state-dict key>`, of the two glyph tables only the rows that `palette` lists; inputs
-local, global_, zt (masked plan), t_discrete, x0, t; outputs `logits`, `goal_pred`, `aux_loss`,
-`loss.<schedule>.iw<0|1>.ls<label smoothing>` and the plans `greedy<K>`, which must be equal. Any width and depth; a
-file without global_* parameters is a model that sees no map. iw1 is looser: the original takes alpha' as a
-difference in float32, we take it analytically.
+A file of remdm holds `param.<state-dict key>`, of the two glyph tables only the rows that `palette` lists;
+inputs local, global_, zt (masked plan), t_discrete, x0, t; outputs `logits`, `goal_pred`, `aux_loss`,
+`loss.<schedule>.iw<0|1>.ls<label smoothing>` and the plans `greedy<K>`, which must be equal. Any width and
+depth; a file without global_* parameters is a model that sees no map. iw1 is looser: the original takes
+alpha' as a difference in float32, we take it analytically.
 
 Tolerances are relative to the output: tol * max(1, max|reference|).
 """

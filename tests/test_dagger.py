@@ -1,6 +1,7 @@
 """
-Models that make their own data: the store's added episodes, `refresh` in train.py, and remdm's DAgger with it.
-What only a process of its own can show (a kill, two ranks) runs side by side; the rest calls the scripts here.
+Models that make their own data: the store's added episodes, `refresh` in train.py, and remdm's DAgger with
+it. What only a process of its own can show (a kill, two ranks) runs side by side; the rest calls the scripts
+here.
 """
 import json
 import os
@@ -22,10 +23,12 @@ import remdm
 from data.loader import Store
 from data.minihack import env as E
 
-PLANNER = ['train.py', '--model=remdm', '--n_embd=32', '--n_layer=1', '--n_head=2', '--seq_len=16', '--replan_every=8',
-           '--diffusion_steps_eval=3', "--envs=('MiniHack-Room-Random-5x5-v0', 'MiniHack-MazeWalk-9x9-v0')",
-           '--refresh_every=2', '--episodes_per_iteration=5', '--seed_episodes=1', '--batch_size=4', '--ema_decay=0.9',
-           '--device=cpu', '--log_every=1', '--val_every=0', '--save_every=2', '--max_steps=6', '--keep=0']
+PLANNER = ['train.py', '--model=remdm', '--n_embd=32', '--n_layer=1', '--n_head=2', '--seq_len=16',
+           '--replan_every=8', '--diffusion_steps_eval=3',
+           "--envs=('MiniHack-Room-Random-5x5-v0', 'MiniHack-MazeWalk-9x9-v0')",
+           '--refresh_every=2', '--episodes_per_iteration=5', '--seed_episodes=1', '--batch_size=4',
+           '--ema_decay=0.9', '--device=cpu', '--log_every=1', '--val_every=0', '--save_every=2',
+           '--max_steps=6', '--keep=0']
 WINDOWS = {'glyphs': range(0, 1), 'local': range(0, 1), 'action': range(0, 4)}
 
 
@@ -54,8 +57,8 @@ def test_windows_of_added_episodes():
     store.add(games(lesson(5), lesson(2, first=50)))
     batch = store.windows_at(np.arange(7))
     assert len(store) == 7
-    assert batch['action'][..., 0].tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 4], [3, 4, 4, 4], [4] * 4,
-                                                [50, 51, 51, 51], [51] * 4]
+    assert batch['action'][..., 0].tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 4], [3, 4, 4, 4],
+                                                [4] * 4, [50, 51, 51, 51], [51] * 4]
     assert batch['mask'].sum(1).tolist() == [4, 4, 3, 2, 1, 2, 1]
     assert batch['glyphs'].shape == (7, 1, 21, 79) and batch['glyphs'][5, 0, 0, 0] == 50
     assert batch['glyphs'].dtype == torch.int16 and batch['action'].dtype == torch.uint8
@@ -64,8 +67,8 @@ def test_windows_of_added_episodes():
 @pytest.fixture
 def folder(tmp_path):
     """Three games of a teacher on disk."""
-    script('data/minihack/prepare.py', '--episodes_per_env=3', '--envs=MiniHack-Room-Random-5x5-v0', '--val=0-0',
-           '--workers=1', f'--out={tmp_path}/minihack_explore')
+    script('data/minihack/prepare.py', '--episodes_per_env=3', '--envs=MiniHack-Room-Random-5x5-v0',
+           '--val=0-0', '--workers=1', f'--out={tmp_path}/minihack_explore')
     return f'{tmp_path}/minihack_explore'
 
 
@@ -153,11 +156,13 @@ def test_what_refresh_counts():
     assert len(store.episodes) == kept + 2               # and one lesson per level, which is not counted
     at_start, _ = played(relabel='start')
     assert (at_start.table(remdm.COLUMNS)[:, 4] == 0).all() and (table[:, 4] > 0).any()
-    assert (table[:, 4] < table[:, 2]).all()             # the teacher takes over while the student still plays
+    assert (table[:, 4] < table[:, 2]).all()  # the teacher takes over while the student still plays
 
 
 def test_the_teacher_labels_where_the_student_was():
-    """relabel = 'prefix': kept games begin on screens that the student saw, most of them not the first one."""
+    """
+    relabel = 'prefix': kept games begin on screens that the student saw, most of them not the first one.
+    """
     from data.minihack import play
     store, _ = played()
     starts = store.added['glyphs'][store.episodes[2:, 0]]
@@ -179,7 +184,7 @@ def replayed_jobs(store):
 def test_lost_games_are_not_learned_from():
     """bfs5 loses most mazes: kept_lost decides whether its 200 steps to and fro become data."""
     keys = dict(oracle='bfs5', relabel='start', envs=(E.ID[0], E.ID[3]), curriculum_preseed=False)
-    hopeless = np.array([(0, 1, 0, 0, 0, 0)] * 20, np.int64)         # so that it is mostly mazes that are played
+    hopeless = np.array([(0, 1, 0, 0, 0, 0)] * 20, np.int64)  # so that it is mostly mazes that are played
     without, with_lost = (played(games_before=hopeless, keep_lost=keep, **keys)[0] for keep in (False, True))
     table, both = (store.table(remdm.COLUMNS)[20:] for store in (without, with_lost))
     assert np.array_equal(table[:, :5], both[:, :5]) and both[:, 5].sum() > table[:, 5].sum()
@@ -212,7 +217,8 @@ def test_dagger_from_end_to_end(tmp_path):
                       f'--out={tmp_path}/e.json')
     result = json.loads(out)
     row = result['envs'][E.ID[0]]
-    assert set(result['envs']) == set(E.ID) and row['n'] == 3 and 0 <= row['lo'] <= row['win'] <= row['hi'] <= 1
+    assert set(result['envs']) == set(E.ID) and row['n'] == 3
+    assert 0 <= row['lo'] <= row['win'] <= row['hi'] <= 1
     assert row['cap'] == 100 and row['steps'] <= 100 and '95 % interval' in err
     (tmp_path / 'my.des').write_text('LEVEL: "mylevel"\nROOM: "ordinary", lit, random, random, (3,3) {\n'
                                      'STAIR: random, up\nSTAIR: random, down\n}\n')
@@ -294,7 +300,8 @@ def test_cloning_from_a_folder(tmp_path, folder):
 
 @pytest.mark.parametrize('flags, says', [
     (["--envs=('MiniHack-Maze-v0',)"], "no level 'MiniHack-Maze-v0'; did you mean"),
-    (['--seed_episodes=0', '--oracle=bfs5', "--envs=('MiniHack-MazeWalk-45x19-v0',)", '--episodes_per_iteration=1'],
+    (['--seed_episodes=0', '--oracle=bfs5', "--envs=('MiniHack-MazeWalk-45x19-v0',)",
+      '--episodes_per_iteration=1'],
      'step 0: remdm.refresh has kept no episode yet, so there is nothing to learn from'),
     (['--refresh_every=0'], "dataset = '': name a folder of data/"),
     (['--best_metric=refresh/wins'], 'best_metric = refresh/wins: no such number; there are refresh/'),
@@ -331,7 +338,8 @@ def test_mistakes_in_judging(run_of_one_step, flags, says, code):
 # ---- what is written to disk ----
 
 def test_collection_does_not_depend_on_the_workers(tmp_path):
-    flags = ['--episodes_per_env=6', '--oracle=bfs5', '--envs=MiniHack-Room-Random-5x5-v0,MiniHack-MazeWalk-9x9-v0']
+    flags = ['--episodes_per_env=6', '--oracle=bfs5',
+             '--envs=MiniHack-Room-Random-5x5-v0,MiniHack-MazeWalk-9x9-v0']
     script('data/minihack/prepare.py', *flags, '--workers=1', f'--out={tmp_path}/a')
     script('data/minihack/prepare.py', *flags, '--workers=2', f'--out={tmp_path}/b')
     a, b = (json.loads((tmp_path / name / 'meta.json').read_text()) for name in 'ab')
@@ -351,5 +359,6 @@ def test_mistakes_in_collecting(tmp_path, flags, says, code):
 
 
 def test_flags_of_the_other_data(tmp_path):
-    _, err = script('data/minihack/prepare.py', '--episodes_per_env=2', '--moves=3', f'--out={tmp_path}/a', code=2)
+    _, err = script('data/minihack/prepare.py', '--episodes_per_env=2', '--moves=3', f'--out={tmp_path}/a',
+                    code=2)
     assert '--moves makes no sense with --episodes_per_env' in err

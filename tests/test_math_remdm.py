@@ -192,7 +192,9 @@ def test_everybody_sees_everybody():
 # ---- samplers ----
 
 class Stub:
-    """A denoiser whose logits are random but the same for every call, and which notes the time it is asked."""
+    """
+    A denoiser whose logits are random but the same for every call, and which notes the time it is asked.
+    """
 
     def __init__(self, B, L, seed=0):
         self.logits = torch.randn(B, L, 12, generator=torch.Generator().manual_seed(seed))
@@ -260,7 +262,8 @@ def test_temperature_and_top_k():
     assert abs((choice == 1).double().mean() - .8808) < .0143
     assert torch.allclose(p[choice == 1], torch.tensor(.8808), atol=1e-4)
     logits = torch.tensor([5., 4, 3, 2, 1] + [0.0] * 7).expand(2000, 1, 12)
-    assert set(remdm.draw(logits, torch.rand(2000, 1), Config(temperature=9.0))[0].flatten().tolist()) == {0, 1, 2, 3}
+    drawn, _ = remdm.draw(logits, torch.rand(2000, 1), Config(temperature=9.0))
+    assert set(drawn.flatten().tolist()) == {0, 1, 2, 3}
     edge = torch.tensor([[1.0], [0.0]])                  # rounding must not choose what was filtered out
     assert remdm.draw(logits[:2], edge, Config())[0].max() <= 3
 
@@ -268,7 +271,7 @@ def test_temperature_and_top_k():
 def test_greedy():
     stub = Stub(2, 64)
     steps = list(remdm.greedy_sample(stub, start(2, 64), 5))
-    assert open_positions(steps) == [64, 52, 27, 0] and stub.rows == [80, 60, 40]     # two passes are left out
+    assert open_positions(steps) == [64, 52, 27, 0] and stub.rows == [80, 60, 40]  # two passes are left out
     assert torch.equal(steps[-1], stub.logits.argmax(-1))
     surest = stub.logits.softmax(-1).amax(-1).argsort(1, descending=True)
     for row in range(2):
@@ -370,7 +373,7 @@ def games(*rows): return np.array([(level, won, 10, 5, 0, 1) for level, won in r
 
 def test_curriculum():
     cfg = Config(envs=('a', 'b', 'c'), curriculum_preseed=False)
-    rates = [(0, i < 1) for i in range(10)] + [(1, i < 5) for i in range(10)] + [(2, i < 9) for i in range(10)]
+    rates = [(level, i < won) for level, won in enumerate((1, 5, 9)) for i in range(10)]
     assert np.allclose(remdm.curriculum(games(*rates), cfg), [.2 / 1.3, 1 / 1.3, .1 / 1.3])
     two = replace(cfg, envs=('a', 'b'))
     edge = [(0, i < 17) for i in range(20)] + [(1, i < 10) for i in range(20)]

@@ -16,8 +16,8 @@ KEYS = dict(disable_env_checker=True, fix_moon_phase=True)
 
 def original(name):
     E.register()
-    return gymnasium.make(name, observation_keys=('glyphs', 'glyphs_crop', 'chars', 'blstats'), obs_crop_pad=E.EDGE,
-                          **KEYS)
+    return gymnasium.make(name, observation_keys=('glyphs', 'glyphs_crop', 'chars', 'blstats'),
+                          obs_crop_pad=E.EDGE, **KEYS)
 
 
 def original_start(env, seed):
@@ -120,7 +120,7 @@ FIXTURES = [                  # rows, what the published teacher does (None: any
     (['|...|', '|.@.|', '|...|'], 0, None)]
 
 
-@pytest.mark.parametrize('rows, action, steps', FIXTURES, ids=lambda x: ''.join(x) if isinstance(x, list) else '')
+@pytest.mark.parametrize('rows, action, steps', FIXTURES, ids=lambda x: ''.join(x) if type(x) is list else '')
 def test_bfs5_fixtures(rows, action, steps):
     got = {oracles.bfs5(room(*rows), np.random.default_rng(i)) for i in range(40)}
     assert got == ({0, 1, 2, 3} if action is None else {action})
@@ -129,7 +129,7 @@ def test_bfs5_fixtures(rows, action, steps):
 
 def test_bfs5_doors_and_no_player():
     rng = np.random.default_rng(0)
-    assert oracles.bfs5(screen('--+--', '|.@.>|', '-----'), rng) == 11       # a door beside it, before all else
+    assert oracles.bfs5(screen('--+--', '|.@.>|', '-----'), rng) == 11  # a door beside it, before all else
     assert oracles.bfs5(screen('-+---', '|.@.>|', '-----'), rng) == 1        # not a diagonal one
     assert oracles.bfs5(screen('-----', '|..@ ', '-----'), rng) == 3         # its own cell is no frontier
     assert oracles.bfs5(screen(' @##'), rng) == 1
@@ -210,8 +210,9 @@ def win_rate(teacher, name, seeds, cap=500):
     return won / len(seeds), np.mean(steps)
 
 
-@pytest.mark.parametrize('name, least', [('Room-Random-5x5', 1), ('Room-Random-15x15', 1), ('Room-Dark-15x15', 1),
-                                         ('MazeWalk-9x9', 1), ('Corridor-R2', .9), ('Corridor-R5', .85)])
+@pytest.mark.parametrize('name, least', [('Room-Random-5x5', 1), ('Room-Random-15x15', 1),
+                                         ('Room-Dark-15x15', 1), ('MazeWalk-9x9', 1), ('Corridor-R2', .9),
+                                         ('Corridor-R5', .85)])
 def test_explore_wins(name, least):
     """30 of the levels of docs/remdm.md's table, which has 100 of each."""
     assert win_rate('explore', f'MiniHack-{name}-v0', range(30))[0] >= least
@@ -231,7 +232,9 @@ def test_bfs5_is_the_published_teacher(name, won, steps):
 
 
 def test_a_teacher_goes_on_where_a_student_went():
-    """Levels replay exactly, so the student's first actions bring back its state; then the teacher finishes."""
+    """
+    Levels replay exactly, so the student's first actions bring back its state; then the teacher finishes.
+    """
     won = 0
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -268,7 +271,8 @@ def test_rollout_does_not_depend_on_the_company():
 
 # ---- level files ----
 
-GOOD = 'LEVEL: "mylevel"\nROOM: "ordinary", lit, random, random, (5,5) {\nSTAIR: random, up\nSTAIR: random, down\n}\n'
+GOOD = ('LEVEL: "mylevel"\nROOM: "ordinary", lit, random, random, (5,5) {\nSTAIR: random, up\n'
+        'STAIR: random, down\n}\n')
 
 
 def test_des_files(tmp_path):
@@ -284,8 +288,9 @@ def test_des_files(tmp_path):
 
 @pytest.mark.parametrize('text, says', [
     (GOOD.replace('ROOM:', 'RUUM:'), 'does not compile: level.des: line 2'),
-    (GOOD.replace('"mylevel"', '"other"'), """defines 'other'; MiniHack plays the one that is called "mylevel\""""),
-    ('', 'does not compile: it defines no level'), (None, 'No such file or directory; want a NetHack level file')])
+    (GOOD.replace('"mylevel"', '"other"'), "defines 'other'; MiniHack plays the one that is called"),
+    ('', 'does not compile: it defines no level'),
+    (None, 'No such file or directory; want a NetHack level file')])
 def test_broken_level_files(tmp_path, text, says):
     path = str(tmp_path / 'mine.des')
     if text is not None:

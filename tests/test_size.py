@@ -13,19 +13,25 @@ BUDGET = {              # lines, comments and blanks included
     'nanowm.py': 690, 'imf_policy.py': 500, 'remdm.py': 620, 'arx5_gpt.py': 480, 'act.py': 430,
     'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
     'cem.py': 160, 'vae.py': 300, 'vision.py': 180, 'metrics.py': 400, 'arx5_export.py': 180,
-    'train.py': 550,  # every key has its range, every stop its way to end; 420 before that was unpacked
+    'train.py': 620,  # every key has its range, every stop its way to end; refresh; 420 before unpacking
     'configurator.py': 240,     # owners of keys, and a line for a config of another script
     'contract.py': 215,         # what a model file lacks, said whole before the run
     'checkpoint.py': 350,  # damage of every file in one line, weights to start from, optimizer state by name
-    'eval.py': 130, 'sample.py': 140, 'draw/*.py': 210,
+    'eval.py': 130,
+    'sample.py': 160,           # six kinds of pictures, each with the keys it takes
+    'draw/*.py': 210,
     'protocols/*.py': 205,
     'logger.py': 140,
-    'data/loader.py': 220, 'data/statistics.py': 60,
+    'data/loader.py': 300,      # 220, and the episodes that a training adds, forgets and saves
+    'data/statistics.py': 60, 'data/rollout.py': 60,
     'data/layout.py': 280,      # every way in which a folder can be wrong has its line
     'data/writer.py': 380,      # refuses before the work what would train wrongly; 290 while it was squeezed
-    'data/*/prepare.py': 180, 'data/lerobot/reader.py': 180, 'data/*/env.py': 380, 'data/*/readme.md': 25,
+    'data/*/prepare.py': 180, 'data/lerobot/reader.py': 180, 'data/*/env.py': 380,
+    'data/minihack/oracles.py': 240, 'data/minihack/play.py': 60, 'data/minihack/pixels.py': 120,
+    'data/*/readme.md': 25,
     'config/*.py': 30,          # the CPU demo departs from the published recipe in many keys
     'bench/step.py': 300, 'bench/timing.py': 250, 'bench/versus_*.py': 350,
+    'bench/levels.py': 240,
     'bench/sweep.py': 600,      # a cell that is not what it says must not be believed
     'tests/test_same.py': 55,
 }

@@ -2,7 +2,7 @@
 NetHack levels as MiniHack makes them, played close to the engine: the planner's world.
 
     env = make_env('MiniHack-MazeWalk-9x9-v0')      a gymnasium.Env; a .des file is a level, too
-    obs, info = env.reset(seed=7)                    the same seed: the same level and dice, whatever was before
+    obs, info = env.reset(seed=7)                    the same seed: the same level and dice, always
     obs, reward, terminated, truncated, info = env.step(action)
 
     obs         glyphs (21, 79) int16, the map seen so far; local (9, 9) int16, what surrounds the player
@@ -28,9 +28,10 @@ import numpy as np
 
 ID = ('MiniHack-Room-Random-5x5-v0', 'MiniHack-Room-Random-15x15-v0', 'MiniHack-Corridor-R2-v0',
       'MiniHack-MazeWalk-9x9-v0')                        # the planner trains on these
-OOD = ('MiniHack-Room-Dark-15x15-v0', 'MiniHack-Corridor-R5-v0', 'MiniHack-MazeWalk-45x19-v0')   # never on these
+OOD = ('MiniHack-Room-Dark-15x15-v0', 'MiniHack-Corridor-R5-v0',
+       'MiniHack-MazeWalk-45x19-v0')                     # and never on these
 ACTIONS = ('N', 'E', 'S', 'W', 'NE', 'SE', 'SW', 'NW',               # every level
-           'OPEN', 'KICK', 'SEARCH',                                 # corridors; the first two ask for a direction
+           'OPEN', 'KICK', 'SEARCH',  # corridors; the first two ask for a direction
            'NONE')                                                   # no level has a twelfth
 DELTAS = ((-1, 0), (0, 1), (1, 0), (0, -1), (-1, 1), (1, 1), (1, -1), (-1, -1))       # (dy, dx) of 0..7
 OPEN, KICK, SEARCH = 8, 9, 10
@@ -84,8 +85,8 @@ def check_name(name):
     register()
     known = [key for key in gymnasium.registry if key.startswith('MiniHack-')]
     if name not in known:
-        close = difflib.get_close_matches(name, known, 1, 0.5) or difflib.get_close_matches(name, ID + OOD, 1, 0)
-        sys.exit(f'no level {name!r}; did you mean {close[0]!r}?' if close else f'no level {name!r}')
+        close = difflib.get_close_matches(name, known, 1, 0.5) or [ID[0]]
+        sys.exit(f'no level {name!r}; did you mean {close[0]!r}?')
 
 
 def check_des(path):
@@ -112,7 +113,7 @@ def check_des(path):
 
 
 def register():
-    """MiniHack registers its levels when it is imported; that takes a second, and says at length it is old."""
+    """MiniHack registers its levels when it is imported: a second, and warnings of its age."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         import minihack  # noqa: F401
@@ -125,7 +126,7 @@ def build(name):
     keys = dict(disable_env_checker=True, observation_keys=('glyphs', 'blstats'),
                 fix_moon_phase=True)     # a full moon tonight is luck, and luck is other dice
     if name.endswith('.des'):
-        return gymnasium.make('MiniHack-Navigation-Custom-v0', des_file=os.path.abspath(name), **keys).unwrapped
+        keys['des_file'], name = os.path.abspath(name), 'MiniHack-Navigation-Custom-v0'
     return gymnasium.make(name, **keys).unwrapped
 
 
@@ -144,7 +145,7 @@ class Level(gymnasium.Env):
 
     def __init__(self, name, cap=500, crop=CROP, edge=EDGE, shaped=False, memory=False, alias_actions=False,
                  chars=False):
-        assert crop % 2 == 1, f'crop {crop} has no middle tile for the agent; use an odd number like {crop + 1}'
+        assert crop % 2 == 1, f'crop {crop} has no middle cell for the player; use an odd number'
         self.inner = build(name)                         # owns the folder that the engine plays in
         self.name, self.shaped, self.memory = name, shaped, memory
         self.cap = min(cap, self.inner._max_episode_steps)
@@ -159,7 +160,8 @@ class Level(gymnasium.Env):
             'glyphs': box(0, 5999, (HEIGHT, WIDTH), np.int16), 'local': box(0, 5999, (crop, crop), np.int16)})
 
         from nle.nethack.nethack import OBSERVATION_DESC
-        wanted = ('glyphs', 'blstats', 'internal', 'program_state', 'message') + ('chars',) * (chars or shaped)
+        wanted = ['glyphs', 'blstats', 'internal', 'program_state', 'message']
+        wanted += ['chars'] * (chars or shaped)
         buffers = {key: np.zeros(**OBSERVATION_DESC[key]) for key in wanted}
         self.engine = self.inner.nethack._pynethack
         self.engine.set_buffers(**buffers)               # before the first reset; later it refuses

@@ -1,12 +1,12 @@
 """
 Teachers: players that find the staircase down, for a planner to imitate.
 
-    oracle = ORACLES['explore'](env)       one per episode, on an env (data/minihack/env.py) that was just reset
+    oracle = ORACLES['explore'](env)       one per episode, on an env (env.py) that was just reset
     action = oracle.act()                  what it would do now; it looks at the env's screen itself
     oracle.follow(action)                  somebody else decides: keep the memory right, answer nothing
 
-bfs5 is the published teacher, exactly: no memory, four directions, characters of the terminal. In a maze or in
-the dark it walks to and fro until the cap, because a cell beside solid rock is "unexplored" for ever.
+bfs5 is the published teacher, exactly: no memory, four directions, characters of the terminal. In a maze or
+in the dark it walks to and fro until the cap, because a cell beside solid rock is "unexplored" for ever.
 
 explore sees the same map and no more, but it remembers where it was. It walks to the staircase if a way is
 in view, else to the nearest cell that it never stood on and that borders on the unknown, in eight directions.
@@ -65,7 +65,7 @@ class Explore:
         """The screen as a grid of kinds, and what it says about the last action."""
         y, x = self.env.position()
         here = self.here = (y + 1) * W + x + 1
-        under = self.grid[here]                          # what is under our feet is not drawn, we saw it before
+        under = self.grid[here]  # what is under our feet is not drawn, we saw it before
         self.kinds[1:-1, 1:-1] = KIND[self.env.screen]
         self.grid = bytearray(self.kinds.tobytes())
         self.grid[here] = under if under in (OPEN, CORRIDOR) else FLOOR
@@ -112,8 +112,8 @@ class Explore:
         if self.been[at]:
             return False
         grid = self.grid
-        return (grid[at] in (CLOSED, OPEN) or UNKNOWN in grid[at - W - 1:at - W + 2] or UNKNOWN in grid[at - 1:at + 2]
-                or UNKNOWN in grid[at + W - 1:at + W + 2])
+        return (grid[at] in (CLOSED, OPEN) or UNKNOWN in grid[at - W - 1:at - W + 2]
+                or UNKNOWN in grid[at - 1:at + 2] or UNKNOWN in grid[at + W - 1:at + W + 2])
 
     def way(self, wanted):
         """The first move of a shortest way to a cell that is wanted, or None."""

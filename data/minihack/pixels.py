@@ -17,8 +17,8 @@ import numpy as np
 
 from data.minihack.env import ACTIONS, CMAP, DELTAS, DOORS, DOWN, FLOOR, UP
 
-__all__ = ['DELTAS', 'DOORS', 'DOWN', 'FLOOR', 'LEVELS', 'MOVES', 'UNKNOWN', 'UP', 'find', 'frame', 'make_env',
-           'neighbours', 'position', 'routes', 'start', 'tiles', 'world']
+__all__ = ['DELTAS', 'DOORS', 'DOWN', 'FLOOR', 'LEVELS', 'MOVES', 'UNKNOWN', 'UP', 'find', 'frame',
+           'make_env', 'neighbours', 'position', 'routes', 'start', 'tiles', 'world']
 
 LEVELS = {'room': 'MiniHack-Room-Random-15x15-v0', 'mazewalk': 'MiniHack-MazeWalk-9x9-v0',
           'corridor': 'MiniHack-Corridor-R2-v0'}

@@ -25,8 +25,8 @@ def games(levels, act, **keys):
 
 def lesson(name, seed, teacher, rng, prefix=(), **keys):
     """
-    -> (episode, won). episode: glyphs (T, 21, 79) and local (T, 9, 9) before each action (T, 1) of the teacher,
-    who watched the actions of `prefix`. The last action is real, the screen after it is not kept.
+    -> (episode, won). episode: glyphs (T, 21, 79) and local (T, 9, 9) before each action (T, 1) of the
+    teacher, who watched the actions of `prefix`. The last action is real, the screen after it is not kept.
     """
     env, = environments([name], **keys)
     obs, _ = env.reset(seed=seed)

@@ -3,13 +3,13 @@ Play real NetHack levels and keep what the player saw.
     python data/minihack/prepare.py                              frames and moves, for a world model
     python data/minihack/prepare.py --episodes_per_env=500       a teacher's games, for a planner
 
-World model: purpose and chance, mixed in a proportion of its own for every episode: on purpose the player walks to a cell
-that it has drawn, by chance it makes a random move. The staircase down ends a game, so it is avoided until
-the move `home`, and from then on every purpose leads there. So all episodes have enough frames to cut windows
-from, and some do end at the staircase. Read `episode` first; the levels are in env.py.
+World model: purpose and chance, mixed in a proportion of its own for every episode: on purpose the player
+walks to a cell that it has drawn, by chance it makes a random move. The staircase down ends a game, so it is
+avoided until the move `home`, and from then on every purpose leads there. So all episodes have enough frames
+to cut windows from, and some do end at the staircase. Read `episode` first; the levels are in env.py.
 
-Planner: map, surroundings and action of every step that a teacher took (oracles.py), on the levels that a planner
-trains on. What it lost is played again on another level, unless --keep_lost.
+Planner: map, surroundings and action of every step that a teacher took (oracles.py), on the levels that a
+planner trains on. What it lost is played again on another level, unless --keep_lost.
 """
 import sys
 from functools import cache, partial
@@ -135,7 +135,8 @@ def make_pixels(args):
             'revision': revision(), 'fps': 6, 'units': units,
             'action_names': list(nethack.MOVES), 'action_arrows': [[dx, dy] for dy, dx in nethack.DELTAS]}
     played = partial(episode, seed=args.seed, level=args.level, crop=args.crop, moves=args.moves)
-    write(args.out, played, args.episodes, info=info, binary={'action': slice(None)}, **common(args, __file__))
+    write(args.out, played, args.episodes, info=info, binary={'action': slice(None)},
+          **common(args, __file__))
 
 
 def revision():
