@@ -10,8 +10,8 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
     SIMULATOR      optional: data/<name>/env.py in which it acts, for runs without a dataset that names one
     refresh        optional, with Config.refresh_every: (net, store, step, seed, rank, world) -> scalars.
                    Called with averaged weights, in eval mode, before step 0 and every refresh_every-th
-                   step, to play and `store.add` episodes (0: never). Its random numbers come from (seed, step,
-                   number of the episode) alone. 'progress' in [0, 1]: how far it is; 'done' ends the run
+                   step, to play and `store.add` episodes (0: never). Its random numbers come from (seed,
+                   step, number of the episode) alone. 'progress', 0 to 1: how far it is; 'done' ends the run
     SAMPLING       optional: Config fields that only sampling reads
     UNNORMALISED   optional: keys that the model reads as they are
 

@@ -5,15 +5,19 @@ A masked discrete diffusion model (MDLM, Sahoo et al. 2024, arXiv 2406.07524) wh
 what it has committed (ReMDM, Wang et al. 2025, arXiv 2503.00307), as a planner (github.com/mathisweil/
 minihack-ReMDM-planner): it sees the map and what surrounds the player, and denoises the next L actions.
 
-    noise     z_t[i] = MASK with probability 1 - alpha(t), else x[i]; PAD, behind the end of an episode, stays
-    loss      cross-entropy of net(z_t, t, map) to x, mean over the masked positions (flat);
-              optionally weighted by w(t) = -alpha'(t) / (1 - alpha(t)), the ELBO's; + 0.5 goal loss
-    greedy    k = 1..K: commit the max(1, [L k/K]) surest masked positions to their argmax
-    remdm     the same with sampled actions, then each committed position is masked again with probability
-              rescale: eta s | cap: min(eta, s) | conf: eta s (1 - confidence),   s = 1 - alpha(k/K)
+    noise     z_t[i] = MASK with probability 1 - alpha(t), else x[i]; PAD_ID, behind the end of a game, stays
+    loss      cross-entropy of net(z_t, t, map) to x, mean over the masked positions; + 0.5 goal loss; as an
+              option each plan counts w(t) = -alpha'(t) / (1 - alpha(t))
+    greedy    pass k = 1..K commits the max(1, [L k/K]) surest of the open positions, to their argmax
+    remdm     the same with sampled actions, at least L/10 a pass; then, with r = 1 - alpha(k/K), each
+              committed position is masked again: rescale eta r | cap min(eta, r) | conf eta r (1 - confidence)
     posterior ReMDM's Algorithm 1, from t to s with sigma <= min(1, (1 - alpha_s) / alpha_t): a masked
               position is revealed with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), a
               committed one is masked with sigma
+
+greedy and remdm are as published there, and are neither MaskGIT nor ReMDM to the letter: what a pass commits
+comes on top of what the others did, so all is committed after half of the passes, and the others only repair;
+and remasking grows towards the end, where ReMDM's goes to 0. Only `posterior` is the paper's chain.
 
 Trained by DAgger (Ross et al. 2011, arXiv 1011.0686): `refresh` plays levels with the averaged weights, lets
 a teacher that cannot see more (data/minihack/oracles.py) show what it would have done, and keeps that where
@@ -24,15 +28,17 @@ ids; action (B, L, 1) in 0..11; mask (B, L), where an action is real. Parameters
 5,241,935, or 4,956,012 with use_global = False. Read first `corrupt` and `loss_of`, then `remdm_sample`, then
 `refresh`.
 
-Ours, where the published planner differs: the teacher (its own solves 41 % of the small mazes and still its
-lost games were learned from: keep_lost), relabel = 'prefix' (true DAgger: the teacher takes over where the
-student went; published: it starts anew), pad_input = 'mask' (PAD in the input tells how many actions are
-left, and sampling never shows any), memory = True (the map shows where the player has been),
-physics_aware_sampling (it followed none of the planned moves), an analytic alpha', levels that a seed really
-fixes. Published win rates, its four training levels / three unseen ones: 66.2 / 8.4 % (DAgger), 69.3 / 8.2 %
-(cloning).
+Ours, where the published planner differs. Its teacher solves 41 % of the small mazes, and games that the
+teacher lost were learned from: here `explore` teaches, and keep_lost = False. Its teacher starts each level
+anew: relabel = 'prefix' lets it take over somewhere on the student's way, which is nearer to DAgger (a label
+is a whole plan, so one state per game gets one). Its input shows PAD, and so how many actions are left, which
+no sampling ever shows: pad_input = 'mask'. Its map forgets where the player has been: memory = True. Its
+physics_aware_sampling did not follow the plan. Its alpha' was a difference in float32, and its seeds did not
+fix the levels. Published win rates, four training levels / three unseen ones: 66.2 / 8.4 % (DAgger), 69.3 /
+8.2 % (cloning).
 """
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +55,7 @@ LEVELS = ('MiniHack-Room-Random-5x5-v0', 'MiniHack-Room-Random-15x15-v0', 'MiniH
           'MiniHack-MazeWalk-9x9-v0')              # as published
 N_ACTIONS, MASK_ID, PAD_ID = 12, 12, 13          # tokens 0..11 are actions
 N_GLYPHS = 6000                                  # NetHack has 5976; marks of `memory` follow
-DOWN = 2383                                      # the staircase down
+ROCK, DOWN = 2359, 2383                          # what is blank, and the staircase down; as in env.py
 HEIGHT, WIDTH, CROP = 21, 79, 9
 
 
@@ -83,9 +89,9 @@ class Config:
     temperature: float = 0.5      # of sampled actions
     top_k: int = 4                # actions to sample from
     replan_every: int = 16        # actions carried out of each plan
-    physics_aware_sampling: bool = False  # commit last what would run into something
-    blind_global: bool = False    # ablation: an empty map
-    alias_actions: bool = False   # ids that a level does not have mean id % n, as published, or nothing
+    physics_aware_sampling: bool = False  # remdm: of the first 8 actions, commit last what would collide
+    blind_global: bool = False    # ablation: all glyphs of the map 0, as published (no map looks like that)
+    alias_actions: bool = False   # ids that a level lacks mean id % n, as published; False: nothing
     # DAgger
     envs: tuple = LEVELS          # to train on
     refresh_every: int = 100      # optimizer steps between collections; 0 = never, learn from the dataset
@@ -97,7 +103,7 @@ class Config:
     relabel: str = 'prefix'       # the teacher takes over on the student's way | start: plays anew
     keep_lost: bool = False       # learn from games that the teacher lost, too
     efficiency_multiplier: float = 1.5   # a game that was won is kept if the student took so much longer
-    curriculum_preseed: bool = True      # every level starts as won 50 and lost 50 times
+    curriculum_preseed: bool = True      # every level starts with a queue half won, half lost
     curriculum_queue_size: int = 100     # games that a level's win rate is taken over
 
 
@@ -125,6 +131,8 @@ def check(cfg):
                 'loss_weight_clip'):
         if not 0 <= getattr(cfg, key) < math.inf:
             raise ValueError(f'{key} = {getattr(cfg, key)}: must be 0 or more')
+    if not cfg.envs:
+        raise ValueError('envs = (): name a level to train on')
     for key in ('dropout', 'label_smoothing', 'eta'):
         if not 0 <= getattr(cfg, key) <= 1:
             raise ValueError(f'{key} = {getattr(cfg, key)}: must lie in 0..1')
@@ -170,9 +178,10 @@ def corrupt(x, t, u, schedule):
 
 def loss_of(logits, x, z, t, cfg):
     """
-    logits (B, L, 12) for the actions x (B, L) behind z. Flat: the mean over all masked positions of the
-    batch, so plans count by how much of them is masked. Weighted: each plan's mean times w(t), the ELBO of
-    MDLM with the plan's own length for L.
+    logits (B, L, 12) for the actions x (B, L) behind z. Flat: the mean over all masked positions of these
+    rows, so plans count by how much of them is masked. Weighted, as published: each plan's mean over its
+    masked positions times w(t). That is not MDLM's ELBO, which divides by the plan's length: small t counts 1
+    / (1 - alpha) times too much.
     """
     hidden = (z == MASK_ID) & (x != PAD_ID)
     ce = F.cross_entropy(logits.transpose(1, 2).float(), x.clamp(max=N_ACTIONS - 1), reduction='none',
@@ -194,13 +203,13 @@ def goals(glyphs):
 
 
 def goal_loss(guess, glyphs):
-    """Squared error of the guess (B, 2), over the samples that show a staircase; 0 if none does."""
+    """Mean squared error of the guess (B, 2), over the samples that show a staircase; 0 if none does."""
     goal, seen = goals(glyphs)
     error = torch.where(seen[:, None], guess.float() - goal, 0).square()
     return error.sum() / (2 * seen.sum().clamp(min=1))
 
 
-# ---- samplers: denoise(z (B, L), row of the time table) -> logits (B, L, 12) ----
+# ---- samplers: denoise(z (B, L), time in percent) -> logits (B, L, 12) ----
 
 def commit(z, choice, confidence, n):
     """The n surest of the masked positions of z (B, L) become their choice; ties go to the earlier one."""
@@ -226,15 +235,15 @@ def greedy_sample(denoise, z, K):
 
 def remdm_sample(denoise, z, K, u, cfg, doubt=None):
     """
-    As published: MaskGIT's counts, then remasking. u (K, 2, B, L) uniform. `confidence` is this pass's, of
-    the action sampled just now, not of the one that stands there. doubt(z, choice) -> (B, L) bool, see
-    `collisions`.
+    As published. u (K, 2, B, L) uniform: u[k, 0] draws the actions, u[k, 1] decides what is masked again.
+    `confidence` is this pass's, of the action sampled just now, not of the one that stands there.
+    doubt(z, choice) -> (B, L) bool, see `collisions`.
     """
     L = z.shape[1]
     yield z
     for k in range(1, K + 1):
         share = k / K
-        choice, confidence = draw(denoise(z, int(100 * (1 - share))), u[k - 1, 0], cfg)
+        choice, confidence = sample_actions(denoise(z, int(100 * (1 - share))), u[k - 1, 0], cfg)
         if doubt is not None:
             confidence = torch.where(doubt(z, choice), 0.001, confidence)
         if k == K:
@@ -246,28 +255,33 @@ def remdm_sample(denoise, z, K, u, cfg, doubt=None):
         yield z
 
 
-def draw(logits, u, cfg):
+def sample_actions(logits, u, cfg):
     """Sampled actions (B, L) and their probabilities, from the top_k at the temperature. u (B, L) uniform."""
     logits = logits.float() / cfg.temperature
     kth = logits.topk(min(cfg.top_k, N_ACTIONS), -1).values[..., -1:]
     p = logits.masked_fill(logits < kth, -math.inf).softmax(-1)
     choice = (p.cumsum(-1) < u[..., None]).sum(-1).clamp(max=N_ACTIONS - 1)
-    choice = torch.where(p.gather(-1, choice[..., None])[..., 0] > 0, choice, p.argmax(-1))  # u rounded to 1
+    # a u of 0, or rounded to 1, may point at an action that was filtered out
+    choice = torch.where(p.gather(-1, choice[..., None])[..., 0] > 0, choice, p.argmax(-1))
     return choice, p.gather(-1, choice[..., None])[..., 0]
 
 
-def remask_probability(confidence, sigma_max, cfg):
-    """How likely a committed action (B, L) is masked again, by strategy."""
+def remask_probability(confidence, level, cfg):
+    """
+    How likely a committed action (B, L) is masked again, by strategy; level: r in `remdm`, sigma_max in
+    `posterior`.
+    """
     if cfg.remask_strategy == 'cap':
-        return torch.full_like(confidence, min(cfg.eta, sigma_max))
-    p = torch.full_like(confidence, cfg.eta * sigma_max)
+        return torch.full_like(confidence, min(cfg.eta, level))
+    p = torch.full_like(confidence, cfg.eta * level)
     return p * (1 - confidence) if cfg.remask_strategy == 'conf' else p
 
 
 def posterior_sample(denoise, z, K, u, cfg):
     """
-    ReMDM's Algorithm 1. u (K, 2, B, L) uniform. conf: the share of eta sigma_max that falls on a committed
-    position is a softmax of -psi, its raw probability when it was revealed.
+    ReMDM's Algorithm 1. u (K, 2, B, L) uniform: u[i, 0] draws the actions, u[i, 1] reveals and masks. conf:
+    the share of eta sigma_max that falls on a committed position is a softmax of -psi, its raw probability
+    when it was revealed.
     """
     psi = torch.full(z.shape, math.inf, device=z.device)             # of masked positions: inf
     yield z
@@ -275,7 +289,7 @@ def posterior_sample(denoise, z, K, u, cfg):
         t, s = (K - i) / K, (K - i - 1) / K
         alpha_t, alpha_s = (alpha_at(x, cfg.noise_schedule) for x in (t, s))
         logits = denoise(z, min(int(100 * t), 99))
-        choice, _ = draw(logits, u[i, 0], cfg)
+        choice, _ = sample_actions(logits, u[i, 0], cfg)
         raw = logits.float().softmax(-1).gather(-1, choice[..., None])[..., 0]
         sigma_max = min(1.0, (1 - alpha_s) / max(alpha_t, 1e-8))
         hidden = z == MASK_ID
@@ -286,15 +300,17 @@ def posterior_sample(denoise, z, K, u, cfg):
         stay = torch.where(hidden & (cfg.remask_strategy == 'conf'), 0, sigma)
         reveal = ((alpha_s - (1 - stay) * alpha_t) / max(1 - alpha_t, 1e-8)).clamp(0, 1)
         shown, again = hidden & (u[i, 1] < reveal), ~hidden & (u[i, 1] < sigma)
+        if i == K - 1:                                   # reveal is 1, but for rounding; and sigma is 0
+            shown = hidden
         z = torch.where(shown, choice, torch.where(again, MASK_ID, z))
         psi = torch.where(shown, raw, torch.where(again, math.inf, psi))
         yield z
 
 
 WALLS = torch.zeros(N_GLYPHS, dtype=torch.bool)  # walls, bars, trees, water, lava; rock is asked for below
-WALLS[[2359 + k for k in (*range(1, 12), 17, 18, 32, 34, 41)]] = True
-MOVES = [(-1, 0), (0, 1), (1, 0), (0, -1), (-1, 1), (1, 1), (1, -1), (-1, -1)]           # (dy, dx) of 0..7
-DELTAS = torch.tensor(MOVES + [(0, 0)] * (N_ACTIONS + 1 - len(MOVES)))       # the others, and MASK, stay
+WALLS[[ROCK + k for k in (*range(1, 12), 17, 18, 32, 34, 41)]] = True
+DELTAS = torch.tensor([(-1, 0), (0, 1), (1, 0), (0, -1), (-1, 1), (1, 1), (1, -1), (-1, -1)]
+                      + [(0, 0)] * 4)            # (dy, dx) of an action; the last four stay where they are
 
 
 def collisions(z, choice, local, steps=8):
@@ -305,13 +321,14 @@ def collisions(z, choice, local, steps=8):
     """
     plan, hit = torch.where(z == MASK_ID, choice, z), torch.zeros_like(z, dtype=torch.bool)
     at, rows = torch.full((len(z), 2), CROP // 2, device=z.device), torch.arange(len(z), device=z.device)
+    walls, deltas = WALLS.to(z.device), DELTAS.to(z.device)
     for i in range(min(steps, z.shape[1])):
-        to = at + DELTAS.to(z.device)[plan[:, i]]
+        to = at + deltas[plan[:, i]]
         inside = ((to >= 0) & (to < CROP)).all(1)
         y, x = to.clamp(0, CROP - 1).unbind(1)
         glyph = local[rows, y, x]
         beside = (to - CROP // 2).abs().amax(1) == 1
-        hit[:, i] = inside & (WALLS.to(z.device)[glyph] | (beside & (glyph == 2359)))
+        hit[:, i] = inside & (walls[glyph] | (beside & (glyph == ROCK)))
         at = torch.where(hit[:, i, None] | ~inside[:, None], at, to)
     return hit
 
@@ -334,7 +351,9 @@ class Attention(nn.Module):
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         # (B, heads, T, C/h)
         q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, -1))
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout * self.training)   # all see all
+        # all see all; by hand, because for so few tokens a CPU takes twice as long for the fused kernel
+        p = (q @ k.transpose(2, 3) * (C // self.n_head) ** -0.5).softmax(-1)     # (B, heads, T, T)
+        y = F.dropout(p, self.dropout, self.training) @ v
         return self.out_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -374,7 +393,10 @@ class Model(nn.Module):
         self.head = nn.Linear(C, N_ACTIONS)
 
     def encode(self, local, glyphs):
-        """Ids (B, 9, 9) and (B, 21, 79) -> tokens (B, 1 + 8, C) of what is seen, guess of the goal (B, 2)."""
+        """
+        Ids (B, 9, 9) and (B, 21, 79) -> tokens (B, 1 + 8, C) of what is seen, guess of the goal (B, 2);
+        without the map (B, 1, C) and None.
+        """
         def picture(table, ids):                         # (B, h, w) -> (B, channels, h, w)
             x = table(ids.long()).permute(0, 3, 1, 2)    # is channels last already
             return x if self.cfg.channels_last else x.contiguous()
@@ -386,26 +408,27 @@ class Model(nn.Module):
         x = self.global_proj(x)
         return torch.cat([tokens, x * self.global_gate.sigmoid()], 1), self.goal_head(x.mean(1))
 
-    def denoise(self, seen, z, t):
+    def denoise(self, seen, z, row):
         """
-        Tokens (B, S, C) of what is seen, actions z (B, L), row t (B,) of the time table -> logits (B, L, 12).
+        Tokens (B, S, C) of what is seen, actions z (B, L), row (B,) of the table of times -> logits (B, L,
+        12).
         """
-        x = self.action_emb(z) + self.timestep_emb(t)[:, None] + self.pos_emb.weight
+        x = self.action_emb(z) + self.timestep_emb(row)[:, None] + self.pos_emb.weight
         x = torch.cat([seen, x], 1)
         for layer in self.transformer['layers']:
             x = layer(x)
         return self.head(x[:, -z.shape[1]:])
 
-    def net(self, local, glyphs, z, t):
+    def net(self, local, glyphs, z, row):
         """
         The network alone: (B, 9, 9), (B, 21, 79), (B, L), (B,) -> logits (B, L, 12), goal (B, 2) or None.
         """
         seen, goal = self.encode(local, glyphs)
-        return self.denoise(seen, z, t), goal
+        return self.denoise(seen, z, row), goal
 
     def forward(self, batch):
         """
-        {'loss', 'diffusion', 'aux'}. t (B,) and u (B, L) in [0, 1) are drawn unless the batch brings them.
+        {'loss', 'diffusion', 'aux'}. Uniform t (B,) and noise (B, L) are drawn unless the batch brings them.
         """
         cfg, glyphs, local = self.cfg, batch['glyphs'][:, 0], batch['local'][:, 0]
         x = torch.where(batch['mask'], batch['action'][..., 0].long(), PAD_ID)
@@ -441,25 +464,25 @@ class Model(nn.Module):
         z = torch.full((len(local), cfg.seq_len), MASK_ID, device=device)
 
         @torch.no_grad()                                 # the passes are run by who asks for them, later
-        def denoise(z, row):
-            row = row * cfg.num_diffusion_steps // 100
+        def logits_of(z, percent):                       # of the time
+            row = percent * cfg.num_diffusion_steps // 100
             return self.denoise(seen, z, torch.full((len(z),), row, device=device))
         if sampler == 'greedy':
-            return greedy_sample(denoise, z, K)
+            return greedy_sample(logits_of, z, K)
         shape = (K, 2, cfg.seq_len)
         u = torch.stack([torch.rand(shape, generator=g) for g in generators or [None] * len(z)], 2).to(device)
         if sampler == 'posterior':
-            return posterior_sample(denoise, z, K, u, cfg)
+            return posterior_sample(logits_of, z, K, u, cfg)
         def doubt(z, choice):
             return collisions(z, choice, local.long())
-        return remdm_sample(denoise, z, K, u, cfg, doubt if cfg.physics_aware_sampling else None)
+        return remdm_sample(logits_of, z, K, u, cfg, doubt if cfg.physics_aware_sampling else None)
 
     @torch.no_grad()
     def act(self, obs, n=None, sampler=None, steps=None, generators=None):
         """The first n (replan_every) actions of a fresh plan: obs as in `plans` -> (B, n, 1) int64."""
         cfg = self.cfg
         *_, z = self.plans(obs, sampler or cfg.sampler, steps or cfg.diffusion_steps_eval, generators)
-        return z[:, :n or self.cfg.replan_every, None]
+        return z[:, :n or cfg.replan_every, None]
 
     # ---- for train.py ----
 
@@ -482,15 +505,20 @@ class Model(nn.Module):
     @classmethod
     def from_pretrained(cls, path, n_head=4, ema=True, **over):
         """
-        A published .pth: sizes are read off the shapes, all but n_head. Averaged weights if it has them (they
-        hold parameters only, which is all there is). Loaded without trusting the pickle.
+        A published .pth: sizes are read off the shapes, all but n_head. Averaged weights if it has them; they
+        lack buffers, and this model has none. The pickle is not trusted.
         """
         core = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
         safe = [core._reconstruct, np.ndarray, np.dtype, type(np.dtype('uint32'))]       # of its rng_states
-        with torch.serialization.safe_globals(safe):
-            file = torch.load(path, map_location='cpu', weights_only=True)
+        try:
+            with torch.serialization.safe_globals(safe):
+                file = torch.load(path, map_location='cpu', weights_only=True)
+        except Exception as error:                       # a pickle raises whatever it likes
+            sys.exit(f'cannot read {path}: {str(error).splitlines()[0]}')
         weights = file.get('ema_state_dict') if ema else None
         weights = weights or file.get('model_state_dict') or file
+        if 'action_emb.weight' not in weights:
+            sys.exit(f'{path} holds no planner: it lacks action_emb.weight')
         layers = {key.split('.')[2] for key in weights if key.startswith('transformer.layers.')}
         cfg = Config(n_embd=weights['action_emb.weight'].shape[1], n_head=n_head, n_layer=len(layers),
                      seq_len=weights['pos_emb.weight'].shape[0], use_global='global_gate' in weights,
@@ -503,23 +531,30 @@ class Model(nn.Module):
 
 # ---- DAgger: the data that it makes for itself ----
 
-COLUMNS = ('level', 'won', 'student', 'oracle', 'replayed', 'kept')      # what is remembered of a game
+# What is remembered of a game: cfg.envs's number, whether the student won, steps taken, whether it was kept.
+COLUMNS = ('level', 'won', 'student_steps', 'oracle_steps', 'replayed_steps', 'kept')
 
 
-def curriculum(games, cfg):
+def win_rates(games, cfg):
     """
-    How likely each of cfg.envs is played next, (levels,): all that is neither hopeless (won below 0.15 of the
-    last games: 0.2) nor mastered (above 0.85: 0.1) weighs 1. games (N, 6), the rows of COLUMNS so far.
+    The student's, of each level, over the last games on it: (levels,). games (N, 6): rows of COLUMNS so far.
     """
-    weights = []
-    half = cfg.curriculum_queue_size // 2
+    half, rates = cfg.curriculum_queue_size // 2, []
     for level in range(len(cfg.envs)):
         won = games[games[:, 0] == level, 1].tolist()
         if cfg.curriculum_preseed:
             won = [1] * half + [0] * half + won          # the wins first: they are forgotten first
         won = won[-cfg.curriculum_queue_size:]
-        rate = sum(won) / len(won) if won else 0.5
-        weights.append(0.2 if rate < 0.15 else 0.1 if rate > 0.85 else 1.0)
+        rates.append(sum(won) / len(won) if won else 0.5)
+    return rates
+
+
+def curriculum(games, cfg):
+    """
+    How likely each level is played next, (levels,): what is neither hopeless (won below 0.15 of the games:
+    0.2) nor mastered (above 0.85: 0.1) weighs 1.
+    """
+    weights = [0.2 if rate < 0.15 else 0.1 if rate > 0.85 else 1.0 for rate in win_rates(games, cfg)]
     return np.array(weights) / sum(weights)
 
 
@@ -531,15 +566,17 @@ def worth_keeping(won, student, oracle, multiplier):
 def refresh(net, store, step, seed, rank, world):
     """
     Play, relabel, store: called by train.py before step 0 and every `refresh_every` steps, with averaged
-    weights. What is drawn depends on (seed, number of the game) alone; ranks share the games. -> scalars
+    weights. Random numbers come from (seed, number of the game); the games are dealt out to the ranks, and
+    `store.add` gives all of them to every rank. -> scalars
     """
     from data.minihack import play  # nobody else here needs a NetHack
     cfg, games = net.cfg, store.table(COLUMNS)
     if len(games) == 0:
-        store.add(lessons(cfg, play, rank, world))
-    spent, chances, jobs = int(games[:, 2:5].sum()), curriculum(games, cfg), []
+        store.add(lessons(cfg, rank, world))
+    spent = int(games[:, 2:5].sum())
     if spent >= cfg.total_timesteps:
         return {'done': 1.0, 'progress': 1.0, 'env_steps': float(spent)}
+    chances, jobs = curriculum(games, cfg), []
     for number in range(len(games), len(games) + cfg.episodes_per_iteration):
         rng = np.random.default_rng([seed, number])
         jobs.append((number, int(rng.choice(len(cfg.envs), p=chances)), int(rng.integers(2**31)), rng))
@@ -549,43 +586,45 @@ def refresh(net, store, step, seed, rank, world):
         return net.act(obs, sampler='greedy', steps=cfg.diffusion_steps_collect)
     student = play.games([(cfg.envs[level], level_seed) for _, level, level_seed, _ in jobs], act,
                          **play.options(cfg))
-    new = store.add([relabel(job, game, cfg, play) for job, game in zip(jobs, student)])     # of all ranks
+    new = store.add([relabel(job, game, cfg) for job, game in zip(jobs, student)])       # those of all ranks
     spent += int(new[:, 2:5].sum())
     scalars = {'env_steps': spent, 'progress': min(1.0, spent / cfg.total_timesteps), 'windows': len(store)}
-    scalars |= {name: new[:, COLUMNS.index(name)].mean() for name in COLUMNS[1:]}
-    for level, name in enumerate(cfg.envs):
-        if (new[:, 0] == level).any():
-            scalars[f'won/{name}'] = new[new[:, 0] == level, 1].mean()
+    scalars |= dict(zip(COLUMNS[1:], new[:, 1:].mean(0)))
+    scalars |= {f'won/{name}': rate for name, rate in zip(cfg.envs, win_rates(store.table(COLUMNS), cfg))}
     return {name: float(value) for name, value in scalars.items()}
 
 
-def relabel(job, game, cfg, play):
+def relabel(job, game, cfg):
     """
     The teacher on the same level, from the start, or from somewhere on the student's way: its actions are
-    replayed, which the teacher watches, and then it goes on. -> (number, row of COLUMNS, episode or None)
+    replayed, which the teacher watches, and then it goes on, until it wins or the cap is reached. Its whole
+    way counts when the two are compared. -> (number, row of COLUMNS, episode or None)
     """
+    from data.minihack import play
     number, level, level_seed, rng = job
     student, prefix = len(game['actions']), []
     if cfg.relabel == 'prefix':
         prefix = game['actions'][:rng.integers(student)]
-    episode, won = play.lesson(cfg.envs[level], level_seed, cfg.oracle, rng, prefix, **play.options(cfg))
+    episode, teacher_won = play.lesson(cfg.envs[level], level_seed, cfg.oracle, rng, prefix,
+                                       **play.options(cfg))
     oracle = len(episode['action'])
     kept = worth_keeping(game['won'], student, len(prefix) + oracle, cfg.efficiency_multiplier)
-    kept = kept and (won or cfg.keep_lost)
+    kept = kept and (teacher_won or cfg.keep_lost)
     return number, (level, game['won'], student, oracle, len(prefix), kept), episode if kept else None
 
 
-def lessons(cfg, play, rank, world):
+def lessons(cfg, rank, world):
     """
-    Before the first step: a few games of the teacher on every level, as published on seeds 100 e + 0, 1, 2.
-    They are not counted. -> [(number, None, episode or None)]
+    Before the first step: a few games of the teacher on every level, as published on seeds 100 level + 0, 1,
+    2. They are not counted. -> [(number, None, episode or None)]
     """
-    jobs = [(e, 100 * e + i) for e in range(len(cfg.envs)) for i in range(cfg.seed_episodes)]
+    from data.minihack import play
+    jobs = [(level, 100 * level + i) for level in range(len(cfg.envs)) for i in range(cfg.seed_episodes)]
     found = []
-    for number, (e, level_seed) in list(enumerate(jobs))[rank::world]:
+    for number, (level, level_seed) in list(enumerate(jobs))[rank::world]:
         rng = np.random.default_rng(level_seed)
-        episode, won = play.lesson(cfg.envs[e], level_seed, cfg.oracle, rng, **play.options(cfg))
-        found.append((number, None, episode if won or cfg.keep_lost else None))
+        episode, teacher_won = play.lesson(cfg.envs[level], level_seed, cfg.oracle, rng, **play.options(cfg))
+        found.append((number, None, episode if teacher_won or cfg.keep_lost else None))
     return found
 
 

@@ -176,10 +176,12 @@ stop_if(0 < train_data.capacity <= len(train_data),
         'already')
 if verify:
     train_data.verify()
-if data_on_device == 'auto':
+stop_if(data_on_device is True and refresh_every,
+        'data_on_device = True: episodes that are made during the training stay on the host; choose False')
+if data_on_device == 'auto' and not refresh_every:
     room = torch.cuda.get_device_properties(device).total_memory / 10 if on_cuda else 0
     data_on_device = train_data.nbytes < room
-if data_on_device:
+if data_on_device is True:
     train_data.to(device)
 if eval_every:                                           # what cannot be judged later is said now
     stop_if(not M.EVAL, f'eval_every = {eval_every}: {model}.EVAL names no protocol; --eval_every=0')
@@ -233,7 +235,7 @@ if checkpoint.pointer(out_dir, 'latest'):
     stop_if(saved['model'] != model,
             f'{source} holds a {saved["model"]}, not a {model}; choose another --out_dir')
     differ = [f'{key} = {value!r}, now {ours.get(key)!r}' for key, value in saved['model_config'].items()
-              if ours.get(key) != value and key not in contract.sampling(M)]
+              if ours.get(key) != value and (refresh_every or key not in contract.sampling(M))]
     stop_if(differ, f'{source} was trained with {"; ".join(differ)}: set it back or choose another --out_dir')
     stop_if(saved['data_sha'] != data_sha,
             f'{source} was trained on other data than {folder}; choose another --out_dir')
@@ -482,7 +484,7 @@ while start < max_steps or not judged:
             batches.close()                              # no batch is fetched from what was there before
         batches, refreshed, made = None, step, made_anew()
         pace.append((time.perf_counter(), made.get('refresh/progress', 0)))
-        shown = ' | '.join(f'{key[8:]} {value:.4g}' for key, value in [*made.items()][:8])
+        shown = ' | '.join(f'{key.removeprefix("refresh/")} {made[key]:.4g}' for key in [*made][:8])
         say(f'step {step}/{max_steps} | refresh | {shown} | {time.perf_counter() - paused:.1f} s')
         if master:
             logger.log(made, step)
@@ -521,7 +523,8 @@ while start < max_steps or not judged:
     # save
     if refreshed == step:
         metrics = metrics | made
-        unknown = unknown or (best_metric.startswith('refresh/') and best_metric not in metrics)
+        ended = made.get('refresh/done', 0) > 0          # then it has not played any more
+        unknown = unknown or (given == 'refresh' and best_metric not in made and not ended)
     value, is_best = metrics.get(best_metric), False
     if value is not None and step > 0 and math.isfinite(value):
         is_best = best is None or (value < best if best_mode == 'min' else value > best)

@@ -198,10 +198,10 @@ def rollout_rows():
         return model.act(obs, sampler='greedy', steps=5)
 
     def together():
-        return sum(game['steps'] for game in rollout(E.environments(names), levels, act))
+        return sum(len(game['actions']) for game in rollout(E.environments(names), levels, act))
 
     def alone():
-        return sum(rollout(E.environments(names[:1]), [level], act)[0]['steps'] for level in levels)
+        return sum(len(rollout(E.environments(names[:1]), [level], act)[0]['actions']) for level in levels)
     took, steps = {'together': [], 'alone': []}, {}
     for repetition in range(reps + 1):
         for way, play_all in (('together', together), ('alone', alone)):

@@ -190,9 +190,8 @@ class Store:
             dist.all_gather_object(parts, games)
             games = sum(parts, [])
         games = sorted(games, key=lambda game: game[0])
-        rows = [row for _, row, _ in games if row is not None]
-        if rows:
-            rows = np.array(rows, np.int64)
+        rows = np.array([row for _, row, _ in games if row is not None], np.int64)
+        if len(rows):
             self.games = np.concatenate([self.games, rows]) if len(self.games) else rows
         self.append([episode for *_, episode in games if episode is not None])
         return rows

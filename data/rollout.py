@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 
-def rollout(envs, seeds, act, watch=None):
+def rollout(envs, seeds, act):
     """
-    One episode on each environment. act(obs, generators) -> (B, n, A): obs {key: (B, 1, ...)}, the n actions
-    are carried out before it is asked again. watch(i, obs, chunk), optional, is called at every question.
-    -> per episode {'actions': list, 'reward': the sum, 'won', 'steps'}
+    One episode on each environment. act(obs, generators) -> (B, n, A): obs {key: (B, 1, ...)}, and the n
+    actions are carried out before it is asked again.
+    -> per episode {'actions': list, 'reward': the sum, 'won'}
     """
     obs = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds)]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    games = [{'actions': [], 'reward': 0.0, 'won': False, 'steps': 0} for _ in envs]
+    games = [{'actions': [], 'reward': 0.0, 'won': False} for _ in envs]
     live = list(range(len(envs)))
     while live:
         batch = {key: torch.from_numpy(np.stack([obs[i][key] for i in live]))[:, None]
@@ -25,8 +25,6 @@ def rollout(envs, seeds, act, watch=None):
         chunks = act(batch, [generators[i] for i in live]).cpu().numpy()
         over = set()
         for i, chunk in zip(live, chunks):
-            if watch:
-                watch(i, obs[i], chunk)
             for action in chunk:
                 action = int(action[0]) if hasattr(envs[i].action_space, 'n') else action
                 obs[i], reward, terminated, truncated, info = envs[i].step(action)
@@ -34,7 +32,7 @@ def rollout(envs, seeds, act, watch=None):
                 game['actions'].append(action)
                 game['reward'] += reward
                 if terminated or truncated:
-                    game['won'], game['steps'] = bool(info['won']), len(game['actions'])
+                    game['won'] = bool(info['won'])
                     over.add(i)
                     break
         live = [i for i in live if i not in over]

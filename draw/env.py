@@ -1,6 +1,6 @@
 """
-A policy in its simulator: the episode as the simulator draws it, and for planners the plan below, as it is
-filled in (`model.plans`) and carried out.
+A planner in its simulator: the episode as the simulator draws it, and below it the plan, as it is filled in
+(`model.plans`) and carried out.
 """
 import numpy as np
 import torch

@@ -1,11 +1,11 @@
 """
-Closed loop: does the policy do the job? It acts in the simulator until the episode ends, on levels that no
-training has drawn (their seeds come from the names, see `seed_of`).
+Closed loop: does the policy do the job? It acts in the simulator until the episode ends, on levels whose
+seeds come from the names (see `seed_of`), so that a training meets one of them by chance only.
 
     win             share of the episodes that were won, mean over the environments; win_<suite> over a suite
     win_<name>      of one environment
     envs            per environment: win with its 95 % interval (Wilson: lo, hi) and n; mean steps, of all
-                    episodes and of those that were won; mean reward; the cap that binds
+                    episodes and of those that were won; mean reward (NetHack: the shaped one); the cap
 
 A policy acts in chunks: it is asked again when the actions that it gave are carried out. Episodes are played
 many at once; what is random in one of them does not depend on the others.
@@ -52,7 +52,16 @@ def chosen(world_file, keys):
         names = list(world_file.SUITES.get(keys.envs, keys.envs.split(',')))
     for name in names:
         world_file.check_name(name)
+    titles = [title(name) for name in names]
+    twice = [name for name in titles if titles.count(name) > 1]
+    if twice:
+        sys.exit(f'env protocol: {twice[0]} is there twice; one of each name')
     return names
+
+
+def title(name):
+    """What an environment is called in the results: a level file by its name alone."""
+    return Path(name).stem if name.endswith('.des') else name
 
 
 def seed_of(name, episode, seed):
@@ -72,28 +81,27 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
                  'simulator')
     names, jobs = chosen(world_file, keys), []
     for name in names:
-        title = Path(name).stem if name.endswith('.des') else name
         for i in range(0, keys.episodes, keys.at_once):
-            seeds = [seed_of(title, e, keys.seed) for e in range(i, min(i + keys.at_once, keys.episodes))]
-            jobs.append((name, seeds))
-    rows, options = [], world_file.options(model.cfg, shaped=True)
+            last = min(i + keys.at_once, keys.episodes)
+            jobs.append((name, [seed_of(title(name), episode, keys.seed) for episode in range(i, last)]))
+    played, options = [], world_file.options(model.cfg, shaped=True)
     bar = tqdm(total=len(names) * keys.episodes, desc='eval env', leave=False,
                disable=quiet or rank > 0 or None)
     for name, seeds in jobs[rank::world]:
         envs = world_file.environments([name] * len(seeds), **options)
         for game in rollout(envs, seeds, lambda obs, generators: model.act(obs, generators=generators)):
-            rows.append((names.index(name), game['won'], game['steps'], float(game['reward']), envs[0].cap))
+            steps = len(game['actions'])
+            played.append((names.index(name), game['won'], steps, float(game['reward']), envs[0].cap))
         bar.update(len(seeds) * world)
     bar.close()
-    rows = np.array(sorted(common.gather(rows, world)), float)       # sums in one order, whoever did the work
-    envs = {Path(name).stem if name.endswith('.des') else name: scores(rows[rows[:, 0] == i])
-            for i, name in enumerate(names)}
-    result = {'win': np.mean([scores['win'] for scores in envs.values()])}
+    rows = np.array(sorted(common.gather(played, world)), float)     # sums in one order, whoever did the work
+    table = {title(name): scores(rows[rows[:, 0] == i]) for i, name in enumerate(names)}
+    result = {'win': np.mean([row['win'] for row in table.values()])}
     for suite, members in world_file.SUITES.items():
-        if set(members) < set(names):
-            result[f'win_{suite}'] = np.mean([envs[name]['win'] for name in members])
-    result |= {f'win_{name}': scores['win'] for name, scores in envs.items()}
-    return common.plain(result | dict(envs=envs, episodes=keys.episodes, seed=keys.seed))
+        if set(members) < set(names):                    # over all that was played it would be `win` again
+            result[f'win_{suite}'] = np.mean([table[name]['win'] for name in members])
+    result |= {f'win_{name}': row['win'] for name, row in table.items()}
+    return common.plain(result | dict(envs=table, episodes=keys.episodes, seed=keys.seed))
 
 
 def scores(rows):

@@ -68,8 +68,8 @@ def test_windows_of_added_episodes():
 def folder(tmp_path):
     """Three games of a teacher on disk."""
     script('data/minihack/prepare.py', '--episodes_per_env=3', '--envs=MiniHack-Room-Random-5x5-v0',
-           '--val=0-0', '--workers=1', f'--out={tmp_path}/minihack_explore')
-    return f'{tmp_path}/minihack_explore'
+           '--val=0-0', '--workers=1', f'--out={tmp_path}/minihack_oracle')
+    return f'{tmp_path}/minihack_oracle'
 
 
 def test_those_of_the_folder_are_pinned(folder):
@@ -211,7 +211,8 @@ def test_dagger_from_end_to_end(tmp_path):
     store = load_file(f'{source}/store.safetensors')
     assert len(store['games']) == 15 and store['rows.glyphs'].dtype == torch.int16
     logged = curves(f'{tmp_path}/out')
-    assert {(2, 'refresh/won'), (4, 'refresh/env_steps'), (6, 'train/loss')} <= logged.keys()
+    assert {(2, 'refresh/won'), (2, f'refresh/won/{E.ID[3]}'), (4, 'refresh/env_steps'),
+            (6, 'train/loss')} <= logged.keys()
 
     out, err = script('eval.py', f'--ckpt={tmp_path}/out', '--episodes=3', '--envs=id', '--at_once=2',
                       f'--out={tmp_path}/e.json')
@@ -273,24 +274,25 @@ def test_two_ranks_hold_equal_stores(tmp_path):
 
 
 def test_the_budget_ends_the_run(tmp_path):
-    out, _ = planner(tmp_path, '--total_timesteps=300', '--max_steps=100')
+    out, _ = planner(tmp_path, '--total_timesteps=300', '--max_steps=100', '--best_metric=refresh/won')
     meta = checkpoint.read_meta(checkpoint.find(f'{tmp_path}/out'))
     assert meta['step'] < 100 and meta['made']['refresh/done'] == 1 and 'done: ' in out
-    out, _ = planner(tmp_path, '--total_timesteps=300', '--max_steps=100', '--resume=True')
+    out, _ = planner(tmp_path, '--total_timesteps=300', '--max_steps=100', '--resume=True',
+                     '--best_metric=refresh/won')
     assert checkpoint.read_meta(checkpoint.find(f'{tmp_path}/out'))['step'] == meta['step']
 
 
 def test_cloning_from_a_folder(tmp_path, folder):
     """refresh_every = 0: the folder decides levels and teacher, and nothing is played."""
     flags = [f for f in PLANNER if not f.startswith(('--envs', '--refresh_every'))]
-    flags += [f'--data_dir={tmp_path}', '--dataset=minihack_explore', '--refresh_every=0', '--val_batches=1']
+    flags += [f'--data_dir={tmp_path}', '--dataset=minihack_oracle', '--refresh_every=0', '--val_batches=1']
     out, _ = script(*flags, f'--out_dir={tmp_path}/bc')
     meta = checkpoint.read_meta(checkpoint.find(f'{tmp_path}/bc'))
     assert meta['model_config']['envs'] == [E.ID[0]] and meta['model_config']['oracle'] == 'explore'
     assert 'val/loss' in meta['metrics'] and '| refresh |' not in out
     assert not os.path.exists(os.path.join(checkpoint.find(f'{tmp_path}/bc'), 'store.safetensors'))
     _, err = script(*flags, f'--out_dir={tmp_path}/other', f"--envs=('{E.ID[3]}',)", code=2)
-    assert E.ID[3] in one_line(err) and 'minihack_explore/meta.json' in err           # lacks that level
+    assert E.ID[3] in one_line(err) and 'minihack_oracle/meta.json' in err           # lacks that level
     out, _ = script(*flags, f'--out_dir={tmp_path}/both', '--refresh_every=3', '--buffer_capacity=500')
     store = load_file(os.path.join(checkpoint.find(f'{tmp_path}/both'), 'store.safetensors'))
     assert len(store['games']) == 10                     # DAgger on top of a folder
@@ -305,6 +307,8 @@ def test_cloning_from_a_folder(tmp_path, folder):
      'step 0: remdm.refresh has kept no episode yet, so there is nothing to learn from'),
     (['--refresh_every=0'], "dataset = '': name a folder of data/"),
     (['--best_metric=refresh/wins'], 'best_metric = refresh/wins: no such number; there are refresh/'),
+    (['--data_on_device=True'], 'data_on_device = True: episodes that are made during the training stay'),
+    (["--envs=()"], 'remdm.Config: envs = (): name a level to train on'),
     (['--n_embd=33'], 'remdm.Config: n_embd = 33: must be a multiple of n_head = 2')])
 def test_mistakes_are_one_line(tmp_path, flags, says):
     _, err = planner(tmp_path, *flags, code=1)
@@ -328,6 +332,8 @@ def run_of_one_step(tmp_path_factory):
 @pytest.mark.parametrize('flags, says, code', [
     (['--envs=MiniHack-Maze-v0'], "no level 'MiniHack-Maze-v0'; did you mean", 1),
     (['--des=nowhere.des'], 'nowhere.des: No such file or directory', 1),
+    ([f'--envs={E.ID[0]},{E.ID[0]}'], f'env protocol: {E.ID[0]} is there twice', 1),
+    (['--envs=MiniHack-KeyRoom-S5-v0'], 'MiniHack-KeyRoom-S5-v0 has other actions than', 1),
     (['--episodes=0'], 'env protocol: episodes = 0: want whole numbers from 1 on', 1),
     (['--protocol=video'], '--protocol=video: remdm is judged by env, loss', 2)])
 def test_mistakes_in_judging(run_of_one_step, flags, says, code):

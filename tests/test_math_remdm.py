@@ -82,6 +82,17 @@ def test_from_pretrained(tmp_path):
     assert not Model.from_pretrained(tmp_path / 'local.pth').cfg.use_global
 
 
+@pytest.mark.parametrize('content, says', [(None, 'cannot read'), ({'x': 1}, 'holds no planner'),
+                                           ({'ema_state_dict': {'a': torch.ones(1)}}, 'holds no planner')])
+def test_from_pretrained_of_something_else(tmp_path, content, says):
+    path = tmp_path / 'x.pth'
+    if content is not None:
+        torch.save(content, path)
+    with pytest.raises(SystemExit, match=says) as stop:
+        Model.from_pretrained(path)
+    assert '\n' not in stop.value.code and 'x.pth' in stop.value.code
+
+
 # ---- noise and loss ----
 
 def test_schedules():
@@ -258,14 +269,14 @@ def test_remask_probabilities():
 
 def test_temperature_and_top_k():
     logits = torch.tensor([0.0, 1.0] + [-40.0] * 10).expand(20_000, 1, 12)
-    choice, p = remdm.draw(logits, torch.rand(20_000, 1), Config(temperature=.5))
+    choice, p = remdm.sample_actions(logits, torch.rand(20_000, 1), Config(temperature=.5))
     assert abs((choice == 1).double().mean() - .8808) < .0143
     assert torch.allclose(p[choice == 1], torch.tensor(.8808), atol=1e-4)
     logits = torch.tensor([5., 4, 3, 2, 1] + [0.0] * 7).expand(2000, 1, 12)
-    drawn, _ = remdm.draw(logits, torch.rand(2000, 1), Config(temperature=9.0))
+    drawn, _ = remdm.sample_actions(logits, torch.rand(2000, 1), Config(temperature=9.0))
     assert set(drawn.flatten().tolist()) == {0, 1, 2, 3}
     edge = torch.tensor([[1.0], [0.0]])                  # rounding must not choose what was filtered out
-    assert remdm.draw(logits[:2], edge, Config())[0].max() <= 3
+    assert remdm.sample_actions(logits[:2], edge, Config())[0].max() <= 3
 
 
 def test_greedy():
@@ -313,6 +324,17 @@ def test_posterior_is_the_chain_of_algorithm_1(eta):
     *_, z = remdm.posterior_sample(denoise, start(B, L), 3, uniform(3, B, L), cfg)
     got = [(z == token).double().mean().item() for token in range(3)]
     assert np.allclose(got, [(1 - eta) / 3, (1 + eta) / 3, 1 / 3], atol=.02)
+
+
+@pytest.mark.parametrize('K', [1, 7, 11, 13, 32])
+@pytest.mark.parametrize('schedule', ['linear', 'cosine'])
+def test_the_last_plan_is_whole(K, schedule):
+    """Also where the last chance to be revealed is 1 less a rounding error, and the draw is almost 1."""
+    cfg = Config(noise_schedule=schedule, remask_strategy='rescale')
+    almost = torch.full((K, 2, 1, 8), 1 - 2 ** -24)
+    for sample in (remdm.remdm_sample, remdm.posterior_sample):
+        *_, z = sample(Stub(1, 8), start(1, 8), K, almost, cfg)
+        assert (z != MASK_ID).all()
 
 
 def test_posterior_counts():

@@ -142,7 +142,7 @@ def test_bfs5_doors_and_no_player():
 def test_local_at_the_edge():
     env = E.make_env(LEVELS[0])
     env.reset(seed=0)
-    env.blstats[:2] = 0, 0
+    env.blstats[0] = env.blstats[1] = 0
     env.screen[0, 0] = 337
     local = env.observation()['local']
     assert local[4, 4] == 337 and local[0, 0] == E.EDGE == local[3, 4] and local[4, 5] == env.screen[0, 1]
@@ -265,8 +265,7 @@ def test_rollout_does_not_depend_on_the_company():
     for i in range(4):
         alone, = rollout(E.environments([names[i]]), [5 + i], act)
         assert alone == together[i]
-    assert len({game['steps'] for game in together}) > 1
-    assert all(game['steps'] == len(game['actions']) for game in together)
+    assert len({len(game['actions']) for game in together}) > 1
 
 
 # ---- level files ----

@@ -48,7 +48,11 @@ MARKABLE[[CMAP, DOORWAY, FLOOR, CMAP + 20, CMAP + 21, CMAP + 22]] = True
 
 SUITES = {'id': ID, 'ood': OOD, 'all': ID + OOD}         # what eval.py calls them
 
+CODES = (107, 108, 106, 104, 117, 110, 98, 121, 111, 4, 115)         # keys of ACTIONS: k l j h u n b y o ^D s
 SPACE, ESC = 32, 27
+# What the engine's `internal` says: it asks for one key, for a line, for SPACE; the player is on '>'.
+ASKS_KEY, ASKS_LINE, ASKS_SPACE, ON_STAIRS = 1, 2, 3, 4
+IN_GAME, TIME = 3, 20                    # of `program_state` and `blstats`
 QUESTIONS = (b'eat', b'attack', b'direction?', b'pray')  # NLE lets the player answer these, and no other
 
 
@@ -150,6 +154,9 @@ class Level(gymnasium.Env):
         self.name, self.shaped, self.memory = name, shaped, memory
         self.cap = min(cap, self.inner._max_episode_steps)
         keys = [int(key) for key in self.inner.actions]
+        if tuple(keys) != CODES[:len(keys)]:
+            sys.exit(f'{name} has other actions than {", ".join(ACTIONS[:11])}; '
+                     'play a level of MiniHack where one walks, opens, kicks and searches')
         self.n_actions = len(keys)
         self.means = [a if a < len(keys) else a % len(keys) if alias_actions else None
                       for a in range(len(ACTIONS))]      # what an id does in this level; None: nothing
@@ -165,9 +172,10 @@ class Level(gymnasium.Env):
         buffers = {key: np.zeros(**OBSERVATION_DESC[key]) for key in wanted}
         self.engine = self.inner.nethack._pynethack
         self.engine.set_buffers(**buffers)               # before the first reset; later it refuses
-        self.screen, self.blstats, self.message = (buffers[key] for key in ('glyphs', 'blstats', 'message'))
-        self.internal, self.program, self.chars = (buffers.get(key) for key in
-                                                   ('internal', 'program_state', 'chars'))
+        self.screen, self.message, self.chars = (buffers.get(key) for key in ('glyphs', 'message', 'chars'))
+        # numbers of a memoryview are read three times as fast as those of an array
+        self.blstats, self.internal, self.program = (memoryview(buffers[key]) for key in
+                                                     ('blstats', 'internal', 'program_state'))
         self.half = crop // 2
         self.frame = np.full((HEIGHT + 2 * self.half, WIDTH + 2 * self.half), edge, np.int16)
         self.middle = self.frame[self.half:self.half + HEIGHT, self.half:self.half + WIDTH]
@@ -178,10 +186,10 @@ class Level(gymnasium.Env):
             seed = int(self.np_random.integers(2**31))
         self.engine.set_initial_seeds(seed, seed, False, None)
         self.engine.reset()
-        while not self.program[3]:                       # introductory texts
+        while not self.program[IN_GAME]:                 # introductory texts
             self.engine.step(SPACE)
         self.steps, self.over = 0, False
-        self.time = int(self.blstats[20])
+        self.time = self.blstats[TIME]
         self.marks = np.zeros((HEIGHT, WIDTH), np.int16)
         if self.shaped:
             self.been, self.distance = {self.position()}, distance(self.chars)
@@ -189,26 +197,28 @@ class Level(gymnasium.Env):
 
     def position(self):
         """The player's cell (y, x). Asked of NetHack: '@' is also how other humans look."""
-        x, y = self.blstats[:2].tolist()
-        return y, x
+        return self.blstats[1], self.blstats[0]
 
     def observation(self):
-        x, y = self.blstats[:2].tolist()
+        y, x = self.blstats[1], self.blstats[0]
         if self.memory:
             return self.remember(y, x)
-        glyphs = self.screen.copy()
+        return {'glyphs': self.screen.copy(), 'local': self.around(self.screen, y, x)}
+
+    def around(self, glyphs, y, x):
+        """The part of the map around the player, (crop, crop); beyond the map is `edge`."""
+        half = self.half
+        if half <= y < HEIGHT - half and half <= x < WIDTH - half:
+            return glyphs[y - half:y + half + 1, x - half:x + half + 1].copy()
         self.middle[...] = glyphs
-        size = 2 * self.half + 1
-        return {'glyphs': glyphs, 'local': self.frame[y:y + size, x:x + size].copy()}
+        return self.frame[y:y + 2 * half + 1, x:x + 2 * half + 1].copy()
 
     def remember(self, y, x):
         """The observation with marks; in the middle of `local` the mark of the cell that the player hides."""
         if self.marks[y, x] == 0:
             self.marks[y, x] = MARK
         glyphs = np.where((self.marks > 0) & MARKABLE[self.screen], self.marks, self.screen)
-        self.middle[...] = glyphs
-        size = 2 * self.half + 1
-        local = self.frame[y:y + size, x:x + size].copy()
+        local = self.around(glyphs, y, x)
         local[self.half, self.half] = self.marks[y, x]
         return {'glyphs': glyphs, 'local': local}
 
@@ -221,16 +231,15 @@ class Level(gymnasium.Env):
             info['illegal'] = True
         else:
             self.engine.step(key)
-        flags = self.internal.tolist()
-        if flags[1] or flags[2] or flags[3]:
+        flags = self.internal
+        if flags[ASKS_KEY] or flags[ASKS_LINE] or flags[ASKS_SPACE]:
             self.answer()
-            flags = self.internal.tolist()
-        won = info['won'] = flags[4] > 0
+        won = info['won'] = flags[ON_STAIRS] > 0
         dead = self.engine.done()
         if self.memory and self.means[action] == SEARCH:
             y, x = self.position()
             self.marks[y, x] = min(max(self.marks[y, x], MARK) + 1, MARK + 5)
-        time = int(self.blstats[20])
+        time = self.blstats[TIME]
         reward = float(won) - 0.01 * (time == self.time)
         self.time = time
         if self.shaped:
@@ -242,13 +251,12 @@ class Level(gymnasium.Env):
     def answer(self):
         """NetHack waits for a key: go on, decline to write text and all questions but those of the player."""
         while not self.engine.done():
-            _, question, line, space = self.internal[:4].tolist()
-            if space:
+            if self.internal[ASKS_SPACE]:
                 self.engine.step(SPACE)
-            elif line:
+            elif self.internal[ASKS_LINE]:
                 self.engine.step(ESC)
             else:
-                if question and not any(word in self.message.tobytes() for word in QUESTIONS):
+                if self.internal[ASKS_KEY] and not any(word in self.message.tobytes() for word in QUESTIONS):
                     self.engine.step(ESC)
                 return
 

@@ -16,19 +16,19 @@ What a level has no key for (kick, search) it does without. Read `Explore.choose
 """
 import numpy as np
 
-from data.minihack.env import CMAP, DOWN, HEIGHT, KICK, SEARCH, WIDTH
-from data.minihack.env import OPEN as OPEN_KEY
+from data.minihack.env import CMAP, DOWN, HEIGHT, KICK, OPEN, SEARCH, WIDTH
 
 W = WIDTH + 2                            # the map with a border: a cell is a number, (y + 1) * W + x + 1
 STEPS = (-W, 1, W, -1, 1 - W, 1 + W, W - 1, -W - 1)      # of actions 0..7: N E S W NE SE SW NW
 
 # What glyphs are to a walker.
-WALL, UNKNOWN, CLOSED, OPEN, FLOOR, CORRIDOR, GOAL = range(7)        # from CLOSED on one can try to go there
+# In this order, because what is below CLOSED cannot be entered, and what is below FLOOR not diagonally.
+WALL, UNKNOWN, CLOSED, OPENED, FLOOR, CORRIDOR, GOAL = range(7)
 KIND = np.full(6000, FLOOR, np.uint8)                    # things lie on the floor, monsters stand on it
-KIND[CMAP:CMAP + 87] = WALL
+KIND[CMAP:CMAP + 87] = WALL                              # and fountains, altars, traps: better not stepped on
 KIND[CMAP] = UNKNOWN
 KIND[[CMAP + 12, CMAP + 19, CMAP + 20, CMAP + 23]] = FLOOR           # empty doorway, floor lit and dark, '<'
-KIND[[CMAP + 13, CMAP + 14]] = OPEN
+KIND[[CMAP + 13, CMAP + 14]] = OPENED
 KIND[[CMAP + 15, CMAP + 16]] = CLOSED
 KIND[[CMAP + 21, CMAP + 22]] = CORRIDOR
 KIND[DOWN] = GOAL
@@ -50,6 +50,7 @@ class Explore:
         self.grid, self.failed = self.kinds.tobytes(), {}            # as last seen; {(cell, move): how often}
         self.last = None                                 # (cell, move) just before, if it was a move
         self.asked, self.kick = False, None              # the game asks for a direction; the one of our kick
+        self.todo, self.known = [], None                 # the rest of a search, and what was known then
 
     def act(self):
         self.look()
@@ -68,10 +69,11 @@ class Explore:
         under = self.grid[here]  # what is under our feet is not drawn, we saw it before
         self.kinds[1:-1, 1:-1] = KIND[self.env.screen]
         self.grid = bytearray(self.kinds.tobytes())
-        self.grid[here] = under if under in (OPEN, CORRIDOR) else FLOOR
+        self.grid[here] = under if under in (OPENED, CORRIDOR) else FLOOR
         self.been[here] = 1
         if self.last and self.last[0] == here:
             self.fail(self.last[1])
+            self.todo = []
 
     def fail(self, move):
         self.failed[self.edge(self.here, move)] = self.failed.get(self.edge(self.here, move), 0) + 1
@@ -87,7 +89,7 @@ class Explore:
         if self.asked:
             self.asked = False
             return
-        self.asked = action in (OPEN_KEY, KICK)
+        self.asked = action in (OPEN, KICK)
         if action < 8:
             self.last = self.here, action
         if action == SEARCH:
@@ -98,6 +100,10 @@ class Explore:
         if self.asked:                                   # if it was not we who kicked: any direction will do
             return self.kick or 0
         self.kick = None
+        known = self.grid.count(UNKNOWN), self.grid.count(WALL)
+        if self.todo and known == self.known:            # nothing was found: no need to think again
+            return self.todo.pop()
+        self.known = known
         if self.grid.find(GOAL) >= 0:
             move = self.way(lambda at: self.grid[at] == GOAL)
             if move is not None:
@@ -105,31 +111,39 @@ class Explore:
         move = self.way(self.frontier)
         if move is not None:
             return self.through(move)
-        return self.search()
+        self.todo = self.search()[::-1]
+        return self.todo.pop()
 
     def frontier(self, at):
         """Never stood on, and bordering on what was never seen; or a door, which hides what is behind it."""
         if self.been[at]:
             return False
         grid = self.grid
-        return (grid[at] in (CLOSED, OPEN) or UNKNOWN in grid[at - W - 1:at - W + 2]
+        return (grid[at] in (CLOSED, OPENED) or UNKNOWN in grid[at - W - 1:at - W + 2]
                 or UNKNOWN in grid[at - 1:at + 2] or UNKNOWN in grid[at + W - 1:at + W + 2])
 
     def way(self, wanted):
         """The first move of a shortest way to a cell that is wanted, or None."""
-        first, queue, grid, failed = {self.here: None}, [self.here], self.grid, self.failed
+        first, queue = {self.here: None}, [self.here]
         for at in queue:
-            for move in range(4 if grid[at] == OPEN else 8):
-                to = at + STEPS[move]
-                if to in first or grid[to] < CLOSED or (move > 3 and grid[to] < FLOOR):
-                    continue
-                if failed and self.given_up(at, move, to):
+            for move, to in self.steps(at):
+                if to in first:
                     continue
                 first[to] = move if at == self.here else first[at]
                 if wanted(to):
                     return first[to]
                 queue.append(to)
         return None
+
+    def steps(self, at):
+        """[(move, cell)] that can be tried from a cell; doors are not passed diagonally."""
+        grid, found = self.grid, []
+        for move in range(4 if grid[at] == OPENED else 8):
+            to = at + STEPS[move]
+            least = CLOSED if move < 4 else FLOOR
+            if grid[to] >= least and not (self.failed and self.given_up(at, move, to)):
+                found.append((move, to))
+        return found
 
     def given_up(self, at, move, to):
         tries = self.failed.get(self.edge(at, move), 0)
@@ -146,32 +160,36 @@ class Explore:
         return move
 
     def search(self):
-        """Nothing is left to explore: search where it costs least, walking included."""
-        first, queue, steps = {self.here: None}, [self.here], {self.here: 0}
-        best, goal = None, self.here
+        """
+        Nothing is left to explore: the actions that lead to where a search costs least, walking included, and
+        a batch of searches there. On a level without that key: to the cell where we were least.
+        """
         can_search = self.env.n_actions > SEARCH
+        came, steps, best, goal = {self.here: None}, {self.here: 0}, None, self.here
+        queue = [self.here]
         for at in queue:
-            cost = steps[at] + (self.promise(at) + AGAIN * (self.searched[at] // BATCH) if can_search else 0)
-            if not can_search:
-                cost += 100 * self.been[at]
+            if can_search:
+                cost = steps[at] + self.promise(at) + AGAIN * (self.searched[at] // BATCH)
+            else:
+                cost = steps[at] + 100 * self.been[at]
             if best is None or cost < best:
                 best, goal = cost, at
-            for move in range(4 if self.grid[at] == OPEN else 8):
-                to = at + STEPS[move]
-                if (to in first or self.grid[to] < CLOSED or (move > 3 and self.grid[to] < FLOOR)
-                        or self.given_up(at, move, to)):
-                    continue
-                first[to] = move if at == self.here else first[at]
-                steps[to] = steps[at] + 1
-                queue.append(to)
-        if goal != self.here:
-            return self.through(first[goal])
-        return SEARCH if can_search else self.env.steps % 8
+            for move, to in self.steps(at):
+                if to not in came:
+                    came[to], steps[to] = (at, move), steps[at] + 1
+                    queue.append(to)
+        path = []
+        while came[goal]:
+            goal, move = came[goal]
+            path.append(move)
+        if path and self.through(path[-1]) == KICK:
+            return [KICK]
+        return path[::-1] + ([SEARCH] * BATCH if can_search else [] if path else [self.env.steps % 8])
 
     def promise(self, at):
         """How unlikely a hidden way is here, in steps that we would walk to a likelier place."""
         grid = self.grid
-        if grid[at] in (CORRIDOR, OPEN):
+        if grid[at] in (CORRIDOR, OPENED):
             ways = sum(grid[at + step] >= CLOSED for step in STEPS)
             return PLACES['dead end'] if ways < 2 else PLACES['corridor']
         return PLACES['wall'] if any(grid[at + step] == WALL for step in STEPS[:4]) else 1000
@@ -195,31 +213,37 @@ def bfs5(chars, rng):
     chars (21, 79) uint8 -> 0..3 or 11. 11 beside a closed door, else the first step to the staircase, else to
     the nearest cell beside something blank, else to the farthest, else a random one.
     """
-    framed = np.full((HEIGHT + 2, W), ord('-'), np.uint8)
-    framed[1:-1, 1:-1] = chars
-    screen = framed.tobytes()
+    FRAME[1:-1, 1:-1] = chars
+    screen = FRAME.tobytes()
     start = screen.find(b'@')
     if start < 0:
         return int(rng.integers(4))
     if any(screen[start + step] == ord('+') for step in STEPS[:4]):
         return 11
-    first, steps, queue = {start: None}, {start: 0}, [start]
-    for at in queue:
+    free, goal = screen.translate(FREE), screen.find(b'>') >= 0
+    first, steps, queue, edge = {start: None}, {start: 0}, [start], None
+    for at in queue:                                     # in order of distance
         if screen[at] == ord('>'):
             return first[at]
+        if edge is None and at != start and any(screen[at + step] == ord(' ') for step in STEPS[:4]):
+            edge = first[at]
+            if not goal:                                 # nothing that is farther away could be wanted
+                return edge
         for move in range(4):
             to = at + STEPS[move]
-            if to not in first and screen[to] not in b' -|}+':
+            if free[to] and to not in first:
                 first[to] = move if at == start else first[at]
                 steps[to] = steps[at] + 1
                 queue.append(to)
-    reached = queue[1:]
-    for at in reached:                                   # in order of distance
-        if any(screen[at + step] == ord(' ') for step in STEPS[:4]):
-            return first[at]
-    if reached:
-        return first[max(reached, key=steps.get)]        # the first of the farthest
+    if edge is not None:
+        return edge
+    if len(queue) > 1:
+        return first[max(queue[1:], key=steps.get)]      # the first of the farthest
     return int(rng.integers(4))
+
+
+FRAME = np.full((HEIGHT + 2, W), ord('-'), np.uint8)     # a map within a wall
+FREE = bytes(chr(c) not in ' -|}+' for c in range(256))  # what bfs5 walks over, monsters and boulders too
 
 
 ORACLES = {'explore': Explore, 'bfs5': Bfs5}

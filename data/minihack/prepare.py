@@ -167,7 +167,13 @@ def main():
     for key, default in ours.items():
         if getattr(args, key) is None:
             setattr(args, key, default)
-    args.out = args.out or ('data/minihack_pixels' if ours is PIXELS else f'data/minihack_{args.oracle}')
+    if not args.out:
+        kind = ['oracle'] if told else ['pixels']
+        if told and args.oracle != 'explore':
+            kind.append(args.oracle)
+        if told and args.memory:
+            kind.append('memory')
+        args.out = '_'.join(['data/minihack', *kind])
     make_games(args) if told else make_pixels(args)
 
 
