@@ -10,7 +10,8 @@ minihack-ReMDM-planner): it sees the map and what surrounds the player, and deno
               option each plan counts w(t) = -alpha'(t) / (1 - alpha(t))
     greedy    pass k = 1..K commits the max(1, [L k/K]) surest of the open positions, to their argmax
     remdm     the same with sampled actions, at least L/10 a pass; then, with r = 1 - alpha(k/K), each
-              committed position is masked again: rescale eta r | cap min(eta, r) | conf eta r (1 - confidence)
+              committed position is masked again, by chance: rescale eta r | cap min(eta, r) | conf eta r (1 -
+              confidence)
     posterior ReMDM's Algorithm 1, from t to s with sigma <= min(1, (1 - alpha_s) / alpha_t): a masked
               position is revealed with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), a
               committed one is masked with sigma

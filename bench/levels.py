@@ -1,9 +1,10 @@
 """
-How fast is NetHack here? A table on stdout, the same as JSON in bench/results/.
+How fast is NetHack here, how good are the teachers? A table on stdout, the same as JSON in bench/results/.
 
     python bench/levels.py --what=step        our step | the engine's own, same buffers | gym.make(...).step
     python bench/levels.py --what=collect     a teacher's games | the published way to collect them
     python bench/levels.py --what=rollout     a planner on 32 levels at once | on one after the other
+    python bench/levels.py --what=teachers    games won by each teacher, on levels 0, 1, ... (see `seeds`)
 
 All ways play the same levels and, with bfs5, the same actions; they are timed in turn, and ratios are taken
 within a repetition. The published way builds an environment per game, asks it for every step with Gymnasium's
@@ -31,12 +32,15 @@ import remdm
 from bench import timing
 from data.minihack import env as E
 from data.minihack import play
+from data.minihack.oracles import ORACLES
 from data.rollout import rollout
+from metrics import wilson
 
-what = 'step'                 # step | collect | rollout
+what = 'step'                 # step | collect | rollout | teachers
 games = 12                    # levels per repetition, and of a rollout the environments
 moves = 80                    # step: random moves per level
 reps = 7                      # timed repetitions
+seeds = 100                   # teachers: levels of each kind
 threads = 1                   # CPU threads
 seed = 0                      # of levels and moves
 out = ''                      # JSON; '' = bench/results/levels_<what>_cpu.json
@@ -213,17 +217,36 @@ def rollout_rows():
     yield row | {'alone/together': median(timing.ratios(took['alone'], took['together']))}
 
 
+# ---- the teachers ----
+
+def teachers_rows():
+    """Every kind of level at the cap of 500 steps, the large maze at its own as well."""
+    for name, cap in [*((name, 500) for name in E.SUITES['all']), (E.OOD[-1], 1000)]:
+        for teacher in ORACLES:
+            bfs5, lengths, won = teacher == 'bfs5', [], []
+            for level in range(seeds):
+                lesson, wins = play.lesson(name, level, teacher, np.random.default_rng(level), cap=cap,
+                                           alias_actions=bfs5, chars=bfs5)
+                lengths.append(len(lesson['action']))
+                won.append(wins)
+            cap_there = E.environments([name], cap=cap, alias_actions=bfs5, chars=bfs5)[0].cap
+            low, high = wilson(sum(won), seeds)
+            of_wins = float(np.mean(np.array(lengths)[won])) if any(won) else None
+            yield {'level': name, 'cap': cap_there, 'teacher': teacher, 'win': sum(won) / seeds, 'lo': low,
+                   'hi': high, 'steps': float(np.mean(lengths)), 'steps_won': of_wins}
+
+
 def main():
     configure(globals())
-    kinds = {'step': step_rows, 'collect': collect_rows, 'rollout': rollout_rows}
+    kinds = {'step': step_rows, 'collect': collect_rows, 'rollout': rollout_rows, 'teachers': teachers_rows}
     if what not in kinds:
         sys.exit(f'what = {what!r}: choose from {", ".join(kinds)}')
-    if min(games, moves, reps, threads) < 1:
-        sys.exit('games, moves, reps, threads: must be at least 1')
+    if min(games, moves, reps, seeds, threads) < 1:
+        sys.exit('games, moves, reps, seeds, threads: must be at least 1')
     clock = timing.Clock('cpu', 'float32', reps)
     torch.set_num_threads(threads)
     path = timing.result_path(out, f'levels_{what}', clock)
-    timing.finish(path, 'levels', list(kinds[what]()), clock, games=games)
+    timing.finish(path, 'levels', list(kinds[what]()), clock, games=games, seeds=seeds)
 
 
 if __name__ == '__main__':

@@ -220,28 +220,33 @@ def bfs5(chars, rng):
         return int(rng.integers(4))
     if any(screen[start + step] == ord('+') for step in STEPS[:4]):
         return 11
-    free, goal = screen.translate(FREE), screen.find(b'>') >= 0
-    first, steps, queue, edge = {start: None}, {start: 0}, [start], None
-    for at in queue:                                     # in order of distance
-        if screen[at] == ord('>'):
+    free, first = bytearray(screen.translate(FREE)), bytearray(len(screen))
+    goal, farthest = screen.find(b'>') >= 0, None
+    free[start], queue, end = 0, [start], 1              # cells in order of distance; end of those as far
+
+    def edge(at):
+        return at != start and b' ' in screen[at - 1:at + 2:2] + screen[at - W:at + W + 1:2 * W]
+    for i, at in enumerate(queue):
+        if i == end:
+            farthest, end = at, len(queue)
+        if screen[at] == STAIRS:
             return first[at]
-        if edge is None and at != start and any(screen[at + step] == ord(' ') for step in STEPS[:4]):
-            edge = first[at]
-            if not goal:                                 # nothing that is farther away could be wanted
-                return edge
-        for move in range(4):
-            to = at + STEPS[move]
-            if free[to] and to not in first:
-                first[to] = move if at == start else first[at]
-                steps[to] = steps[at] + 1
+        if not goal and edge(at):                        # nothing that is farther away could be wanted
+            return first[at]
+        for move, step in FOUR:
+            to = at + step
+            if free[to]:
+                free[to] = 0
+                first[to] = first[at] if i else move
                 queue.append(to)
-    if edge is not None:
-        return edge
-    if len(queue) > 1:
-        return first[max(queue[1:], key=steps.get)]      # the first of the farthest
+    if goal:                                             # it is in view, but there is no way
+        farthest = next((at for at in queue if edge(at)), farthest)
+    if farthest is not None:
+        return first[farthest]                           # the first of the farthest
     return int(rng.integers(4))
 
 
+STAIRS, FOUR = ord('>'), tuple(enumerate(STEPS[:4]))
 FRAME = np.full((HEIGHT + 2, W), ord('-'), np.uint8)     # a map within a wall
 FREE = bytes(chr(c) not in ' -|}+' for c in range(256))  # what bfs5 walks over, monsters and boulders too
 
