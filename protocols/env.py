@@ -5,7 +5,9 @@ seeds come from the names (see `seed_of`), so that a training meets one of them 
     win             share of the episodes that were won, mean over the environments; win_<suite> over a suite
     win_<name>      of one environment
     envs            per environment: win with its 95 % interval (Wilson: lo, hi) and n; mean steps, of all
-                    episodes and of those that were won; mean reward (NetHack: the shaped one); the cap
+                    episodes and of those that were won; mean reward (NetHack: the shaped one); the cap;
+                    `rivals`, the wins of players that learned nothing, on the same levels; and the model
+                    minus the best of them, with a paired 95 % interval
 
 A policy acts in chunks: it is asked again when the actions that it gave are carried out. Episodes are played
 many at once; what is random in one of them does not depend on the others.
@@ -22,7 +24,7 @@ from tqdm import tqdm
 
 from data.loader import read_meta, simulator
 from data.rollout import rollout
-from metrics import wilson
+from metrics import bootstrap, wilson
 from protocols import common
 
 HINT = ''
@@ -85,17 +87,20 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
             last = min(i + keys.at_once, keys.episodes)
             jobs.append((name, [seed_of(title(name), episode, keys.seed) for episode in range(i, last)]))
     played, options = [], world_file.options(model.cfg, shaped=True)
+    rivals = world_file.rivals() if hasattr(world_file, 'rivals') else {}
     bar = tqdm(total=len(names) * keys.episodes, desc='eval env', leave=False,
                disable=quiet or rank > 0 or None)
     for name, seeds in jobs[rank::world]:
         envs = world_file.environments([name] * len(seeds), **options)
         for game in rollout(envs, seeds, lambda obs, generators: model.act(obs, generators=generators)):
             steps = len(game['actions'])
-            played.append((names.index(name), game['won'], steps, float(game['reward']), envs[0].cap))
+            played.append([names.index(name), game['won'], steps, float(game['reward']), envs[0].cap])
+        for game, seed in zip(played[-len(seeds):], seeds):
+            game += [play(name, seed) for play in rivals.values()]
         bar.update(len(seeds) * world)
     bar.close()
     rows = np.array(sorted(common.gather(played, world)), float)     # sums in one order, whoever did the work
-    table = {title(name): scores(rows[rows[:, 0] == i]) for i, name in enumerate(names)}
+    table = {title(name): scores(rows[rows[:, 0] == i], list(rivals)) for i, name in enumerate(names)}
     result = {'win': np.mean([row['win'] for row in table.values()])}
     for suite, members in world_file.SUITES.items():
         if set(members) < set(names):                    # over all that was played it would be `win` again
@@ -104,19 +109,28 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     return common.plain(result | dict(envs=table, episodes=keys.episodes, seed=keys.seed))
 
 
-def scores(rows):
-    """rows (n, 5) of one environment: which, won, steps, reward, cap."""
+def scores(rows, rivals):
+    """rows (n, 5 + rivals) of one environment: which, won, steps, reward, cap, won by each rival."""
     won, n = rows[:, 1] > 0, len(rows)
     low, high = wilson(int(won.sum()), n)
-    return {'win': won.mean(), 'lo': low, 'hi': high, 'n': n, 'steps': rows[:, 2].mean(),
-            'steps_won': rows[won, 2].mean() if won.any() else np.nan, 'reward': rows[:, 3].mean(),
-            'cap': int(rows[0, 4])}
+    row = {'win': won.mean(), 'lo': low, 'hi': high, 'n': n, 'steps': rows[:, 2].mean(),
+           'steps_won': rows[won, 2].mean() if won.any() else np.nan, 'reward': rows[:, 3].mean(),
+           'cap': int(rows[0, 4])}
+    if rivals:
+        theirs = rows[:, 5:].mean(0)
+        gap = rows[:, 1] - rows[:, 5 + theirs.argmax()]
+        low, high = bootstrap(gap, np.arange(n), np.mean)
+        row |= {'rivals': dict(zip(rivals, theirs)), 'minus_best': gap.mean(), 'minus_best_ci': [low, high]}
+    return row
 
 
 def show(result):
-    print(f'{"environment":>34} {"win":>6}  95 % interval  {"steps":>6} {"of wins":>8} {"cap":>5}',
+    others = [*next(iter(result['envs'].values())).get('rivals', {})]
+    head = ''.join(f' {who:>8}' for who in others)
+    print(f'{"environment":>34} {"win":>6}  95 % interval  {"steps":>6} {"of wins":>8} {"cap":>5}{head}',
           file=sys.stderr)
     for name, row in result['envs'].items():
         won = '-' if row['steps_won'] is None else f'{row["steps_won"]:.1f}'
+        theirs = ''.join(f' {row["rivals"][who]:>8.1%}' for who in others)
         print(f'{name:>34} {row["win"]:>6.1%}  {row["lo"]:.1%} to {row["hi"]:.1%}  {row["steps"]:>6.1f} '
-              f'{won:>8} {row["cap"]:>5}', file=sys.stderr)
+              f'{won:>8} {row["cap"]:>5}{theirs}', file=sys.stderr)

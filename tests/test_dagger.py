@@ -221,6 +221,7 @@ def test_dagger_from_end_to_end(tmp_path):
     assert set(result['envs']) == set(E.ID) and row['n'] == 3
     assert 0 <= row['lo'] <= row['win'] <= row['hi'] <= 1
     assert row['cap'] == 100 and row['steps'] <= 100 and '95 % interval' in err
+    assert row['rivals']['explore'] == row['rivals']['bfs5'] == 1 and -1 <= row['minus_best'] <= 0
     (tmp_path / 'my.des').write_text('LEVEL: "mylevel"\nROOM: "ordinary", lit, random, random, (3,3) {\n'
                                      'STAIR: random, up\nSTAIR: random, down\n}\n')
     out, _ = script('eval.py', f'--ckpt={tmp_path}/out', '--episodes=2', f'--des={tmp_path}/my.des',
@@ -368,3 +369,12 @@ def test_flags_of_the_other_data(tmp_path):
     _, err = script('data/minihack/prepare.py', '--episodes_per_env=2', '--moves=3', f'--out={tmp_path}/a',
                     code=2)
     assert '--moves makes no sense with --episodes_per_env' in err
+
+
+def test_smoke_config(tmp_path):
+    """config/minihack_smoke.py: every part of DAgger once, and a run that can be judged."""
+    began = time.time()
+    out, _ = script('train.py', 'config/minihack_smoke.py', f'--out_dir={tmp_path}/out')
+    assert 'step 60/60' in out and out.count('| refresh |') == 3 and time.time() - began < 120
+    result, _ = script('eval.py', f'--ckpt={tmp_path}/out', '--episodes=2', f'--envs={E.ID[0]}')
+    assert json.loads(result)['envs'][E.ID[0]]['n'] == 2

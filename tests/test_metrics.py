@@ -237,3 +237,11 @@ def test_bootstrap_of_pooled_errors_and_paired_differences():
 def test_bootstrap_wants_a_group_per_row():
     with pytest.raises(AssertionError, match='3 rows of values, 2 of groups'):
         bootstrap(np.zeros(3), [0, 1], mean)
+
+
+def test_wilson():
+    """By hand: p = 0.41, n = 100; and at the ends, where a normal approximation would say 'certain'."""
+    low, high = metrics.wilson(41, 100)
+    assert abs(low - 0.3187) < 1e-4 and abs(high - 0.5080) < 1e-4
+    assert metrics.wilson(0, 50)[0] == 0 and 0.07 < metrics.wilson(0, 50)[1] < 0.072
+    assert metrics.wilson(50, 50) == pytest.approx((1 - metrics.wilson(0, 50)[1], 1))

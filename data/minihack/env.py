@@ -67,6 +67,12 @@ def options(cfg, shaped=False):
     return {'memory': cfg.memory, 'alias_actions': cfg.alias_actions or bfs5, 'chars': bfs5, 'shaped': shaped}
 
 
+def rivals():
+    """{who: (name, seed) -> was it won?}: players that learned nothing, for eval.py to put beside a model."""
+    from data.minihack.play import RIVALS  # at the top, each of the two files would wait for the other
+    return RIVALS
+
+
 built = {}                    # {(name, options): [Level, ...]}
 
 

@@ -2,6 +2,7 @@
 Games: of a student, many at once, and of a teacher that may take over where the student went.
 
     games([(name, seed), ...], act)             as data/rollout.py, on levels of data/minihack/env.py
+    RIVALS[who](name, seed)                     was it won? By players that learned nothing
     lesson(name, seed, 'explore', rng, prefix)  what the teacher saw and did, after the actions of `prefix`
 """
 import numpy as np
@@ -10,7 +11,7 @@ from data.minihack.env import environments, options
 from data.minihack.oracles import ORACLES
 from data.rollout import rollout
 
-__all__ = ['games', 'lesson', 'options']
+__all__ = ['RIVALS', 'games', 'lesson', 'options']
 AT_ONCE = 64                  # games; each is a NetHack of its own, of some 10 MB
 
 
@@ -45,3 +46,26 @@ def lesson(name, seed, teacher, rng, prefix=(), **keys):
         obs, _, over, cut, info = env.step(action)
     episode = {key: np.stack(frames) for key, frames in seen.items()}
     return episode | {'action': np.array(actions, np.uint8)[:, None]}, info['won']
+
+
+def taught(teacher):
+    """A rival that plays as a teacher does."""
+    bfs5 = teacher == 'bfs5'
+
+    def play(name, seed):
+        return lesson(name, seed, teacher, np.random.default_rng(seed), alias_actions=bfs5, chars=bfs5)[1]
+    return play
+
+
+def random_walk(name, seed):
+    """A compass move, drawn evenly, until the end."""
+    env, = environments([name])
+    rng = np.random.default_rng(seed)
+    env.reset(seed=seed)
+    while True:
+        *_, over, cut, info = env.step(int(rng.integers(8)))
+        if over or cut:
+            return info['won']
+
+
+RIVALS = {'explore': taught('explore'), 'bfs5': taught('bfs5'), 'random': random_walk}
