@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics import bootstrap, psnr, spearman, ssim
+from metrics import bootstrap, psnr, spearman, ssim, wilson
 
 
 def pair(H):
@@ -241,7 +241,7 @@ def test_bootstrap_wants_a_group_per_row():
 
 def test_wilson():
     """By hand: p = 0.41, n = 100; and at the ends, where a normal approximation would say 'certain'."""
-    low, high = metrics.wilson(41, 100)
+    low, high = wilson(41, 100)
     assert abs(low - 0.3187) < 1e-4 and abs(high - 0.5080) < 1e-4
-    assert metrics.wilson(0, 50)[0] == 0 and 0.07 < metrics.wilson(0, 50)[1] < 0.072
-    assert metrics.wilson(50, 50) == pytest.approx((1 - metrics.wilson(0, 50)[1], 1))
+    assert wilson(0, 50)[0] == 0 and 0.07 < wilson(0, 50)[1] < 0.072
+    assert wilson(50, 50) == pytest.approx((1 - wilson(0, 50)[1], 1))
