@@ -161,8 +161,8 @@ windows = contract.windows_of(M, cfg)
 refresh_every = cfg.refresh_every if hasattr(M, 'refresh') else 0    # > 0: the model makes data of its own
 stop_if(not dataset and not refresh_every,
         f"dataset = '': name a folder of {data_dir}/, or give a config: python train.py config/...")
-given = best_metric.partition('/')[0]
-stop_if(given not in ('val', 'eval', 'refresh') or (given == 'val' and best_metric != 'val/loss')
+given, _, number = best_metric.partition('/')            # by whom, and which of the numbers
+stop_if(given not in ('val', 'eval', 'refresh') or not number or (given == 'val' and number != 'loss')
         or (given == 'eval' and not eval_every) or (given == 'refresh' and not refresh_every),
         f'best_metric = {best_metric!r}: choose val/loss, or with --eval_every=N a number that the model\'s '
         'protocol gives, as eval/<name>, or one that its refresh gives, as refresh/<name>')

@@ -84,6 +84,7 @@ def script(name, *flags, code=0):
         sys.argv, folder, handlers = before
         os.chdir(folder)
         torch.set_num_threads(1)                           # as in `start`: sums in another order would differ
+        torch.set_flush_denormal(False)                    # hypothesis wants to see small numbers
         for s, handler in zip(SIGNALS, handlers):
             signal.signal(s, handler)
         close_prefetch()

@@ -42,7 +42,7 @@ def of_python(text):
 
 CALLS = sorted({(name, tuple(args)) for text in GUIDES.values() for name, args in of_python(text)})
 # these take no flags
-WITHOUT_HELP = {'nanowm.py', 'arx5_gpt.py', 'arx5_export.py', 'logger.py', 'tests/golden.py',
+WITHOUT_HELP = {'nanowm.py', 'arx5_gpt.py', 'remdm.py', 'arx5_export.py', 'logger.py', 'tests/golden.py',
                 'tests/figures.py'}
 HELP = {}
 

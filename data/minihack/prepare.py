@@ -167,7 +167,7 @@ def main():
     for key, default in ours.items():
         if getattr(args, key) is None:
             setattr(args, key, default)
-    if not args.out:
+    if args.out is None:
         kind = ['oracle'] if told else ['pixels']
         if told and args.oracle != 'explore':
             kind.append(args.oracle)
