@@ -227,7 +227,7 @@ def greedy_sample(denoise, z, K):
     yield z
     for k in range(1, K + 1):
         share = k / K
-        confidence, choice = denoise(z, int(100 * (1 - share))).softmax(-1).max(-1)
+        confidence, choice = denoise(z, int(100 * (1 - share))).float().softmax(-1).max(-1)
         z = commit(z, choice, confidence, max(1, int(z.shape[1] * share)))
         yield z
         if not (z == MASK_ID).any():

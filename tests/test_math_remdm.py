@@ -461,3 +461,13 @@ def test_cross_entropy_by_hand():
             if z[b, i] == MASK_ID and x[b, i] != PAD_ID]
     got = loss_of(logits, x, z, torch.full((3,), .6), Config())
     assert got.item() == pytest.approx(torch.stack(want).mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize('cfg', [TINY, remdm.PRESETS['cpu'], replace(TINY, use_global=False)])
+def test_flops(cfg):
+    """A third of the training's FLOPs is what PyTorch counts in a forward pass, to 1 %."""
+    from torch.utils.flop_counter import FlopCounterMode
+    model, batch = Model(cfg), remdm.example(cfg, 2)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(batch)
+    assert model.flops_per_sample() / 3 == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
