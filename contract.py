@@ -7,11 +7,14 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
     windows(cfg)   {key: range of frame offsets} of one training sample
     PAD            True: windows may leave the episode, its edges repeat
     EVAL           names of protocols that judge it; () = by its loss alone
-    SIMULATOR      optional: data/<name>/env.py in which it acts, for runs without a dataset that names one
+    SIMULATOR      optional: data/<name>/env.py in which it acts, for runs without a dataset that names one.
+                   That file has SUITES, check_name, options(cfg, shaped), environments(names, **options), and
+                   may have rivals(); its environments have cap, steps, info['won'] and render()
     refresh        optional, with Config.refresh_every: (net, store, step, seed, rank, world) -> scalars.
                    Called with averaged weights, in eval mode, before step 0 and every refresh_every-th
                    step, to play and `store.add` episodes (0: never). Its random numbers come from (seed,
-                   step, number of the episode) alone. 'progress', 0 to 1: how far it is; 'done' ends the run
+                   step, number of the episode) alone. 'progress', 0 to 1: how far it is; 'done' ends the
+                   run. Config.buffer_capacity: how many windows are kept
     SAMPLING       optional: Config fields that only sampling reads
     UNNORMALISED   optional: keys that the model reads as they are
 

@@ -41,7 +41,7 @@ from logger import make_logger, peak_of
 
 # what
 model = 'nanowm'              # a file of this folder that has Config and Model
-dataset = ''  # a folder of data_dir; its meta.json fills the model's data facts; '' = see refresh
+dataset = ''  # a folder of data_dir; its meta.json fills the model's data facts; '' = the model makes its own
 data_dir = 'data'             # where the data folders are
 verify = False                # recompute the sha256 of the data files before step 0
 out_dir = 'out/run'           # checkpoints and logs.json.txt
@@ -168,12 +168,13 @@ stop_if(given not in ('val', 'eval', 'refresh') or not number or (given == 'val'
         'protocol gives, as eval/<name>, or one that its refresh gives, as refresh/<name>')
 folder = os.path.join(data_dir, dataset) if dataset else None
 train_data = Store(folder, 'train', windows, pad=M.PAD,
-                   capacity=cfg.buffer_capacity if refresh_every else 0)
+                   capacity=getattr(cfg, 'buffer_capacity', 0) if refresh_every else 0)
 val_data = Store(folder, 'val', windows, pad=M.PAD) if dataset else None
 data_sha = identity(train_data.meta) if dataset else ''
 stop_if(0 < train_data.capacity <= len(train_data),
         f'buffer_capacity = {train_data.capacity}: the {len(train_data):,} windows of {folder} fill it '
         'already')
+n_fixed = len(train_data)                                # those of the folder
 if verify:
     train_data.verify()
 stop_if(data_on_device is True and refresh_every,
@@ -458,7 +459,7 @@ n_params, git = sum(p.numel() for p in raw.parameters()), checkpoint.git_hash(M.
 model_sha = checkpoint.sha256(M.__file__)  # of the code that runs, not of what it may become meanwhile
 say(f'{model}: {n_params:,} parameters, {raw.flops_per_sample() / 1e9:.3g} GFLOP per sample')
 say(f'{batch_size} samples/step = {micro_batch} x {accum} passes x {world} processes; samples: '
-    + ' and '.join([f'{len(train_data):,} in {folder}'] * bool(folder)
+    + ' and '.join([f'{n_fixed:,} in {folder}'] * bool(folder)
                    + [f'more are made every {refresh_every} steps'] * bool(refresh_every)))
 hardware = torch.cuda.get_device_name() if on_cuda else device
 say(f'{hardware}{reason}, {torch.get_num_threads()} threads, {dtype}{", compiled" if compile else ""}; '

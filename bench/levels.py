@@ -37,7 +37,7 @@ from data.rollout import rollout
 from metrics import wilson
 
 what = 'step'                 # step | collect | rollout | teachers
-games = 12                    # levels per repetition, and of a rollout the environments
+games = 12                    # step, collect: levels per repetition
 moves = 80                    # step: random moves per level
 reps = 7                      # timed repetitions
 seeds = 100                   # teachers: levels of each kind
@@ -166,9 +166,8 @@ def published_game(name, level):
 
 def our_game(name, level, teacher):
     """-> its steps."""
-    bfs5 = teacher == 'bfs5'
     rng = np.random.default_rng(level)
-    lesson, _ = play.lesson(name, level, teacher, rng, alias_actions=bfs5, chars=bfs5)
+    lesson, _ = play.lesson(name, level, teacher, rng)
     return len(lesson['action'])
 
 
@@ -223,13 +222,12 @@ def teachers_rows():
     """Every kind of level at the cap of 500 steps, the large maze at its own as well."""
     for name, cap in [*((name, 500) for name in E.SUITES['all']), (E.OOD[-1], 1000)]:
         for teacher in ORACLES:
-            bfs5, lengths, won = teacher == 'bfs5', [], []
+            lengths, won = [], []
             for level in range(seeds):
-                lesson, wins = play.lesson(name, level, teacher, np.random.default_rng(level), cap=cap,
-                                           alias_actions=bfs5, chars=bfs5)
+                lesson, wins = play.lesson(name, level, teacher, np.random.default_rng(level), cap=cap)
                 lengths.append(len(lesson['action']))
                 won.append(wins)
-            cap_there = E.environments([name], cap=cap, alias_actions=bfs5, chars=bfs5)[0].cap
+            cap_there = E.environments([name], cap=cap, **ORACLES[teacher].NEEDS)[0].cap
             low, high = wilson(sum(won), seeds)
             of_wins = float(np.mean(np.array(lengths)[won])) if any(won) else None
             yield {'level': name, 'cap': cap_there, 'teacher': teacher, 'win': sum(won) / seeds, 'lo': low,

@@ -96,6 +96,8 @@ def maker(folder):
             with open(prepare) as f:
                 text = f.read()
             flags = [f'--{word}' for word in variant if f"'--{word}'" in text]
+            if 'oracle' in variant and 'bfs5' in variant:              # its value, not a flag of its own
+                flags[flags.index('--oracle')] = '--oracle=bfs5'
             if "'--src'" in text:
                 flags.append('--src=PATH')
             if variant:                                        # without one, `folder` is where the code lies

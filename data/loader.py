@@ -69,7 +69,7 @@ class Store:
         self.frames = min(len(x) for x in arrays.values())
 
     def count(self, hint):
-        """How many windows every episode has; exit if none has any, and none (hint = None) may come."""
+        """Windows per episode. Exits if there are none, unless hint is None: then some may still be added."""
         lengths = self.episodes[:, 1] - self.episodes[:, 0]
         where = f'{self.folder}/{self.split}'
         self.padded = set(self.meta.get('padded', ['action']))         # their last row is no data
@@ -180,10 +180,10 @@ class Store:
 
     def add(self, games):
         """
-        games [(number, row, episode)] of this rank. All ranks call it, and all then hold the same: the
-        episodes {key: (T, ...)} of every rank, by number, or None where a game leaves none; and their rows of
-        whole numbers, for `table`, where row is not None. The oldest are forgotten, window by window, when
-        there are more than `capacity`. -> the rows, (n, columns) int64.
+        games: this rank's [(number, row, episode)]. row: whole numbers to remember in `table`, or None.
+        episode: {key: (T, ...)}, or None where there is nothing to learn. Every rank must call it, because
+        the lists are gathered; then all hold the same games, in the order of their numbers. The oldest
+        windows are forgotten when there are more than `capacity`. -> the rows of all ranks, (n, columns).
         """
         if dist.is_initialized() and dist.get_world_size() > 1:
             parts = [None] * dist.get_world_size()
@@ -199,8 +199,7 @@ class Store:
     def append(self, episodes):
         """Episodes {key: (T, ...)} behind those that are there; then forget what is too much."""
         for episode in episodes:
-            T = len(episode['action'])
-            assert all(len(episode[key]) == T for key in self.windows), 'keys of an episode differ in length'
+            T = self.length_of(episode)
             end = self.episodes[-1, 1] if len(self.episodes) else 0
             self.episodes = np.concatenate([self.episodes, [[end, end + T]]])
         if episodes:
@@ -222,9 +221,24 @@ class Store:
             self.episodes = np.concatenate([self.episodes[:self.fixed], online])
         self.count(None)
 
+    def length_of(self, episode):
+        """T of an episode that is to be added; ValueError where it does not look like those before."""
+        lengths = {key: len(episode[key]) for key in self.windows if key in episode}
+        if len(lengths) < len(self.windows) or len({*lengths.values()}) > 1 or 0 in lengths.values():
+            raise ValueError(f'store.add: want rows of {", ".join(self.windows)}, as many of each; '
+                             f'got {lengths}')
+        for key, rows in self.added.items():
+            if rows.dtype != episode[key].dtype or rows.shape[1:] != episode[key].shape[1:]:
+                raise ValueError(f'store.add: {key} is {episode[key].dtype} {list(episode[key].shape[1:])}, '
+                                 f'before it was {rows.dtype} {list(rows.shape[1:])}')
+        return lengths.popitem()[1]
+
     def table(self, columns):
         """The rows of all games so far, (n, columns): what a `refresh` remembers."""
-        return self.games.reshape(-1, len(columns))
+        if len(self.games) == 0:
+            return np.zeros((0, len(columns)), np.int64)
+        assert self.games.shape[1] == len(columns), f'{len(columns)} columns of {self.games.shape[1]}'
+        return self.games
 
     def state(self):
         """What was added, as tensors: for a checkpoint."""
@@ -257,8 +271,8 @@ class Store:
 
 class Prefetch:
     """
-    A daemon thread calls fetch(start), fetch(start + 1), ..., up to `end` (None: for ever), at most `depth`
-    batches ahead of `next`.
+    A daemon thread calls fetch(start), fetch(start + 1), ..., without `end` (None: for ever), at most `depth`
+    batches ahead of `next`, which must not be asked for more.
     """
 
     def __init__(self, fetch, start, device, depth=4, end=None):

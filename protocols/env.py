@@ -6,8 +6,8 @@ seeds come from the names (see `seed_of`), so that a training meets one of them 
     win_<name>      of one environment
     envs            per environment: win with its 95 % interval (Wilson: lo, hi) and n; mean steps, of all
                     episodes and of those that were won; mean reward (NetHack: the shaped one); the cap;
-                    `rivals`, the wins of players that learned nothing, on the same levels; and the model
-                    minus the best of them, with a paired 95 % interval
+                    `rivals`, the wins of players that learned nothing, on the same levels; minus_best,
+                    the model minus the best of them there, with a paired 95 % interval
 
 A policy acts in chunks: it is asked again when the actions that it gave are carried out. Episodes are played
 many at once; what is random in one of them does not depend on the others.
@@ -67,7 +67,7 @@ def title(name):
 
 
 def seed_of(name, episode, seed):
-    """Of level number `episode`; as published, so that the same levels are played."""
+    """The seed of level number `episode` of an environment; as published, so that the same are played."""
     return seed + zlib.crc32(f'{name}:{episode}'.encode()) % 2**31
 
 

@@ -123,6 +123,18 @@ def test_a_store_comes_back():
         online(10).restore(broken, 'store.safetensors')
 
 
+@pytest.mark.parametrize('spoil, says', [
+    (lambda e: e.pop('local'), 'want rows of'), (lambda e: e.update(local=e['local'][:2]), 'want rows of'),
+    (lambda e: e.update(glyphs=e['glyphs'].astype(float)), 'glyphs is float64'),
+    (lambda e: e.update({key: x[:0] for key, x in e.items()}), 'want rows of')])
+def test_episodes_that_do_not_fit(spoil, says):
+    store, other = online(), lesson(5)
+    store.add(games(lesson(3)))
+    spoil(other)
+    with pytest.raises(ValueError, match=says):
+        store.add(games(other, start=1))
+
+
 # ---- refresh ----
 
 def played(step=0, seed=1, games_before=None, **keys):
@@ -228,7 +240,7 @@ def test_dagger_from_end_to_end(tmp_path):
                     '--blind_global=True', '--ema=False')
     result = json.loads(out)
     assert list(result['envs']) == ['my'] and result['sampling_keys'] == {'blind_global': True}
-    assert result['ema'] is False and result['envs']['my']['cap'] == 100
+    assert result['ema'] is False and result['envs']['my']['cap'] == 500
 
     out, _ = script('sample.py', f'--ckpt={tmp_path}/out', '--length=12', f'--env={E.ID[3]}',
                     f'--out={tmp_path}/e.gif')
@@ -343,6 +355,15 @@ def test_mistakes_in_judging(run_of_one_step, flags, says, code):
 
 
 # ---- what is written to disk ----
+
+def test_another_seed_is_another_set(tmp_path):
+    for seed in (0, 1):
+        script('data/minihack/prepare.py', '--oracle', '--episodes_per_env=6', '--workers=1', '--val=0',
+               f'--seed={seed}', f'--out={tmp_path}/{seed}')
+    a, b = (np.load(tmp_path / str(seed) / 'train' / 'glyphs.npy') for seed in (0, 1))
+    first = {x.tobytes() for x in a}
+    assert np.mean([x.tobytes() in first for x in b]) < 0.1          # small rooms may be alike
+
 
 def test_collection_does_not_depend_on_the_workers(tmp_path):
     flags = ['--episodes_per_env=6', '--oracle=bfs5',

@@ -275,11 +275,12 @@ GOOD = ('LEVEL: "mylevel"\nROOM: "ordinary", lit, random, random, (5,5) {\nSTAIR
 
 
 def test_des_files(tmp_path):
-    path = tmp_path / 'mine.des'
+    (tmp_path / 'my levels').mkdir()                     # MiniHack itself cannot copy such a path
+    path = tmp_path / 'my levels' / 'mine.des'
     path.write_text(GOOD)
-    env = E.make_env(str(path))
+    env = E.make_env(str(path), cap=300)
     obs, _ = env.reset(seed=0)
-    assert env.n_actions == 8 and env.cap == 100 and (obs['glyphs'] == E.FLOOR).sum() > 10
+    assert env.n_actions == 8 and env.cap == 300 and (obs['glyphs'] == E.FLOOR).sum() > 10
     lesson, won = play.lesson(str(path), 3, 'explore', np.random.default_rng(0))
     assert won and len(lesson['action']) < 20
     env.close()
@@ -287,7 +288,8 @@ def test_des_files(tmp_path):
 
 @pytest.mark.parametrize('text, says', [
     (GOOD.replace('ROOM:', 'RUUM:'), 'does not compile: level.des: line 2'),
-    (GOOD.replace('"mylevel"', '"other"'), "defines 'other'; MiniHack plays the one that is called"),
+    (GOOD.replace('"mylevel"', '"other"'), 'defines other; want one level, called "mylevel", because'),
+    (GOOD + GOOD.replace('"mylevel"', '"other"'), 'defines mylevel and other; want one level, called'),
     ('', 'does not compile: it defines no level'),
     (None, 'No such file or directory; want a NetHack level file')])
 def test_broken_level_files(tmp_path, text, says):
@@ -301,9 +303,31 @@ def test_broken_level_files(tmp_path, text, says):
 
 
 @pytest.mark.parametrize('name, close', [('MiniHack-MazeWalk-9x9', 'MiniHack-MazeWalk-9x9-v0'),
-                                         ('Corridor-R2', 'MiniHack-Corridor-R2-v0'),
+                                         ('Corridor-R2', 'MiniHack-Corridor-R2-v0'), ('idd', 'id'),
                                          ('minihack-room-dark-15x15-v0', 'MiniHack-Room-Dark-15x15-v0')])
 def test_unknown_levels(name, close):
     with pytest.raises(SystemExit, match=f'no level {name!r}; did you mean {close!r}'): E.check_name(name)
 
 
+
+
+@pytest.mark.parametrize('name, says', [
+    ('MiniHack-KeyRoom-S5-v0', 'has other actions than N, E, S'),
+    ('nothing at all', 'or a file that ends in .des'),
+    ('MiniHack-Memento-Short-F2-v0', 'is won by something else than the staircase down')])
+def test_levels_that_cannot_be_judged(name, says):
+    with pytest.raises(SystemExit, match=says): E.check_name(name)
+
+
+def test_an_answer_is_no_search():
+    """SEARCH is also a key: pressed where NetHack asks for a direction, it makes no mark."""
+    env = E.make_env('MiniHack-Corridor-R2-v0', memory=True)
+    env.reset(seed=0)
+    env.step(E.KICK)
+    assert env.internal[E.ASKS_KEY]
+    assert env.step(E.SEARCH)[0]['local'][4, 4] == E.MARK
+    assert env.step(E.SEARCH)[0]['local'][4, 4] == E.MARK + 1
+    oracle = oracles.Explore(env)
+    env.step(E.KICK)                                     # somebody else's kick: any direction ends it
+    assert oracle.act() in range(8)
+    env.close()

@@ -22,12 +22,12 @@ BUDGET = {              # lines, comments and blanks included
     'draw/*.py': 210,
     'protocols/*.py': 205,
     'logger.py': 140,
-    'data/loader.py': 300,      # 220, and the episodes that a training adds, forgets and saves
+    'data/loader.py': 315,      # 220, and the episodes that a training adds, forgets and saves
     'data/statistics.py': 60, 'data/rollout.py': 60,
     'data/layout.py': 280,      # every way in which a folder can be wrong has its line
     'data/writer.py': 380,      # refuses before the work what would train wrongly; 290 while it was squeezed
     'data/*/prepare.py': 185, 'data/lerobot/reader.py': 180, 'data/*/env.py': 380,
-    'data/minihack/oracles.py': 250, 'data/minihack/play.py': 60, 'data/minihack/pixels.py': 120,
+    'data/minihack/oracles.py': 265, 'data/minihack/play.py': 75, 'data/minihack/pixels.py': 120,
     'data/*/readme.md': 25,
     'config/*.py': 30,          # the CPU demo departs from the published recipe in many keys
     'bench/step.py': 300, 'bench/timing.py': 250, 'bench/versus_*.py': 350,

@@ -11,8 +11,11 @@ NetHack levels as MiniHack makes them, played close to the engine: the planner's
     terminated  the staircase was reached (info['won']), or the player died
     truncated   the cap is reached: min(500, the level's own)
 
+info['won'] says whether the staircase was reached, info['illegal'] that no key was pressed. After a death the
+map is blank.
+
 MiniHack's step spends most of its time on observations that nobody asked for. Here NetHack writes into five
-small buffers and we copy two of them: env.step costs less than twice the engine's own step (bench/levels.py).
+small buffers, and the map is copied: env.step costs less than twice the engine's own step (bench/levels.py).
 An environment compiles its level when it is built (20 ms), so keep it and reset it.
 """
 import difflib
@@ -63,22 +66,30 @@ def make_env(name, **keys):
 
 def options(cfg, shaped=False):
     """How levels behave for a planner of this Config. bfs5 needs its twelfth action to be a key."""
-    bfs5 = cfg.oracle == 'bfs5'
-    return {'memory': cfg.memory, 'alias_actions': cfg.alias_actions or bfs5, 'chars': bfs5, 'shaped': shaped}
+    alias = cfg.alias_actions or cfg.oracle == 'bfs5'
+    return {'memory': cfg.memory, 'alias_actions': alias, 'shaped': shaped}
 
 
 def rivals():
     """{who: (name, seed) -> was it won?}: players that learned nothing, for eval.py to put beside a model."""
-    from data.minihack.play import RIVALS  # at the top, each of the two files would wait for the other
+    from data.minihack.play import RIVALS  # here, because play.py imports this file
     return RIVALS
 
 
+MANY = 150
 built = {}                    # {(name, options): [Level, ...]}
 
 
 def environments(names, **keys):
-    """An environment for each name, no two the same; they are kept, and handed out again by the next call."""
+    """
+    An environment for each name, no two the same. They are kept and handed out again by the next call, unless
+    there are MANY: each has files open and some 10 MB.
+    """
     used, found = Counter(), []
+    if sum(map(len, built.values())) > MANY:
+        for key in [key for key in built if key[0] not in names]:
+            for env in built.pop(key):
+                env.close()
     for name in names:
         there = built.setdefault((name, *sorted(keys.items())), [])
         if used[name] == len(there):
@@ -89,14 +100,16 @@ def environments(names, **keys):
 
 
 def check_name(name):
-    """Exit with one line unless `name` can be built: an id that MiniHack has, or a .des that compiles."""
+    """Exit with one line unless `name` can be played: one of MiniHack's ids, or a .des file that compiles."""
     if name.endswith('.des'):
         return check_des(name)
     register()
     known = [key for key in gymnasium.registry if key.startswith('MiniHack-')]
     if name not in known:
-        close = difflib.get_close_matches(name, known, 1, 0.5) or [ID[0]]
-        sys.exit(f'no level {name!r}; did you mean {close[0]!r}?')
+        close = difflib.get_close_matches(name, [*known, *SUITES], 1, 0.5)
+        sys.exit(f'no level {name!r}; ' + (f'did you mean {close[0]!r}?' if close else
+                                           "want one of MiniHack's ids, or a file that ends in .des"))
+    Level(name).close()                                  # it says what else is wrong
 
 
 def check_des(path):
@@ -119,7 +132,8 @@ def check_des(path):
     if said or done.returncode or not made:
         sys.exit(f'{path} does not compile: {said[0] if said else "it defines no level"}')
     if made != ['mylevel.lev']:
-        sys.exit(f'{path} defines {made[0][:-4]!r}; MiniHack plays the one that is called "mylevel"')
+        names = ' and '.join(sorted(file.removesuffix('.lev') for file in made))
+        sys.exit(f'{path} defines {names}; want one level, called "mylevel", because MiniHack plays that')
 
 
 def register():
@@ -131,12 +145,16 @@ def register():
 
 def build(name):
     """MiniHack's own environment: it compiles the level and knows its keys and cap."""
-    check_name(name)
     register()
     keys = dict(disable_env_checker=True, observation_keys=('glyphs', 'blstats'),
                 fix_moon_phase=True)     # a full moon tonight is luck, and luck is other dice
     if name.endswith('.des'):
-        keys['des_file'], name = os.path.abspath(name), 'MiniHack-Navigation-Custom-v0'
+        check_des(name)
+        with open(name) as f:            # as text, because MiniHack cannot copy a path with a space in it
+            keys['des_file'] = f.read()
+        name = 'MiniHack-Navigation-Custom-v0'
+    elif name not in gymnasium.registry:
+        check_name(name)
     return gymnasium.make(name, **keys).unwrapped
 
 
@@ -144,7 +162,7 @@ class Level(gymnasium.Env):
     """
     One level generator, running.
 
-    cap             most steps of an episode; the level's own binds before
+    cap             most steps of an episode; the level's own binds before (a .des file has none)
     crop, edge      side of `local`, and the glyph beyond the map
     shaped          add to the reward +20 for a win, 0.5 per step nearer to the staircase (4 neighbours, where
                     it is in view), 0.05 for a new cell, -0.01 a step; costs a search of the map
@@ -156,10 +174,13 @@ class Level(gymnasium.Env):
     def __init__(self, name, cap=500, crop=CROP, edge=EDGE, shaped=False, memory=False, alias_actions=False,
                  chars=False):
         assert crop % 2 == 1, f'crop {crop} has no middle cell for the player; use an odd number'
-        self.inner = build(name)                         # owns the folder that the engine plays in
+        self.inner = build(name)                    # owns the folder that the engine plays in
         self.name, self.shaped, self.memory = name, shaped, memory
-        self.cap = min(cap, self.inner._max_episode_steps)
+        of_level = cap if name.endswith('.des') else self.inner._max_episode_steps   # a file cannot tell one
+        self.cap = min(cap, of_level)
         keys = [int(key) for key in self.inner.actions]
+        if self.inner.reward_manager is not None:
+            sys.exit(f'{name} is won by something else than the staircase down: it cannot be judged here')
         if tuple(keys) != CODES[:len(keys)]:
             sys.exit(f'{name} has other actions than {", ".join(ACTIONS[:11])}; '
                      'play a level of MiniHack where one walks, opens, kicks and searches')
@@ -184,10 +205,14 @@ class Level(gymnasium.Env):
                                                      ('blstats', 'internal', 'program_state'))
         self.half = crop // 2
         self.frame = np.full((HEIGHT + 2 * self.half, WIDTH + 2 * self.half), edge, np.int16)
+        # the part of frame that is the map, a view into it
         self.middle = self.frame[self.half:self.half + HEIGHT, self.half:self.half + WIDTH]
 
     def reset(self, seed=None, options=None):
-        """Level `seed`. reset of MiniHack would not do: NetHack rolls its own dice."""
+        """
+        Level `seed`, below 2^63; None draws one, anew in every process. MiniHack's own reset(seed) would not
+        do, because its seed does not reach NetHack's dice.
+        """
         if seed is None:
             seed = int(self.np_random.integers(2**31))
         self.engine.set_initial_seeds(seed, seed, False, None)
@@ -230,7 +255,7 @@ class Level(gymnasium.Env):
 
     def step(self, action):
         assert not self.over, 'the episode is over: reset first'         # the engine would end the process
-        key = self.keys[action]
+        key, asked = self.keys[action], self.internal[ASKS_KEY]      # asked: this is an answer, no action
         self.steps += 1
         info = {'won': False}
         if key is None:
@@ -242,13 +267,13 @@ class Level(gymnasium.Env):
             self.answer()
         won = info['won'] = flags[ON_STAIRS] > 0
         dead = self.engine.done()
-        if self.memory and self.means[action] == SEARCH:
+        if self.memory and self.means[action] == SEARCH and not asked:
             y, x = self.position()
             self.marks[y, x] = min(max(self.marks[y, x], MARK) + 1, MARK + 5)
         time = self.blstats[TIME]
         reward = float(won) - 0.01 * (time == self.time)
         self.time = time
-        if self.shaped:
+        if self.shaped and not (dead and not won):       # after a death there is nothing to see
             reward += self.shaping(won)
         self.over = won or dead
         truncated = not self.over and self.steps >= self.cap

@@ -3,7 +3,7 @@ Teachers: players that find the staircase down, for a planner to imitate.
 
     oracle = ORACLES['explore'](env)       one per episode, on an env (env.py) that was just reset
     action = oracle.act()                  what it would do now; it looks at the env's screen itself
-    oracle.follow(action)                  somebody else decides: keep the memory right, answer nothing
+    oracle.follow(action)                  somebody else decides: keep the memory right, return nothing
 
 bfs5 is the published teacher, exactly: no memory, four directions, characters of the terminal. In a maze or
 in the dark it walks to and fro until the cap, because a cell beside solid rock is "unexplored" for ever.
@@ -16,7 +16,7 @@ What a level has no key for (kick, search) it does without. Read `Explore.choose
 """
 import numpy as np
 
-from data.minihack.env import CMAP, DOWN, HEIGHT, KICK, OPEN, SEARCH, WIDTH
+from data.minihack.env import ASKS_KEY, CMAP, DOWN, HEIGHT, KICK, SEARCH, WIDTH
 
 W = WIDTH + 2                            # the map with a border: a cell is a number, (y + 1) * W + x + 1
 STEPS = (-W, 1, W, -1, 1 - W, 1 + W, W - 1, -W - 1)      # of actions 0..7: N E S W NE SE SW NW
@@ -33,23 +33,24 @@ KIND[[CMAP + 15, CMAP + 16]] = CLOSED
 KIND[[CMAP + 21, CMAP + 22]] = CORRIDOR
 KIND[DOWN] = GOAL
 
-TRIES = 3                                # a door that did not open that often is locked; rock is rock
-KICKS = 40                               # then we look elsewhere
-BATCH = 5                                # searches that we do at a place before we think of another
-AGAIN = 10                               # what a batch of them costs the next one at the same place, in steps
-PLACES = {'dead end': 0, 'corridor': 12, 'wall': 25}     # how far we would walk for a better place to search
+TRIES = 3      # a door that did not open in so many tries is locked; any other step is given up
+KICKS = 40     # tries, those first ones too, after which a locked door is given up
+BATCH = 5      # searches that we do at a place before we think of another
+AGAIN = 10     # what a batch costs the next one at the same place, in steps
+PLACES = {'dead end': 0, 'corridor': 12, 'wall': 25}     # what searching there costs more, in steps
 
 
 class Explore:
     """Frontier search with memory; see the top of this file."""
+    NEEDS = {}                                           # options of the level
 
-    def __init__(self, env, rng=None):
+    def __init__(self, env, rng=None):                   # rng: what teachers that draw would draw from
         self.env = env
         self.kinds = np.full((HEIGHT + 2, W), WALL, np.uint8)
         self.been, self.searched = bytearray((HEIGHT + 2) * W), bytearray((HEIGHT + 2) * W)
-        self.grid, self.failed = self.kinds.tobytes(), {}            # as last seen; {(cell, move): how often}
+        self.grid, self.failed = self.kinds.tobytes(), {}            # as last seen; {see `edge`: how often}
         self.last = None                                 # (cell, move) just before, if it was a move
-        self.asked, self.kick = False, None              # the game asks for a direction; the one of our kick
+        self.kick = None                                 # the direction of a kick that was begun
         self.todo, self.known = [], None                 # the rest of a search, and what was known then
 
     def act(self):
@@ -61,6 +62,7 @@ class Explore:
     def follow(self, action):
         self.look()
         self.note(action)
+        self.todo = []                                   # our own plan began somewhere else
 
     def look(self):
         """The screen as a grid of kinds, and what it says about the last action."""
@@ -84,20 +86,20 @@ class Explore:
 
     def note(self, action):
         action, self.last = self.env.means[action], None
-        if action is None:                               # no key is pressed
+        if action is None or self.asks():                # no key is pressed, or it is an answer
             return
-        if self.asked:
-            self.asked = False
-            return
-        self.asked = action in (OPEN, KICK)
         if action < 8:
             self.last = self.here, action
         if action == SEARCH:
             for step in (0, *STEPS):                     # neighbours looked at nearly the same walls
                 self.searched[self.here + step] = min(255, self.searched[self.here + step] + 1)
 
+    def asks(self):
+        """Does NetHack wait for a direction?"""
+        return self.env.internal[ASKS_KEY] > 0
+
     def choose(self):
-        if self.asked:                                   # if it was not we who kicked: any direction will do
+        if self.asks():                                  # if it was not we who kicked: any direction will do
             return self.kick or 0
         self.kick = None
         known = self.grid.count(UNKNOWN), self.grid.count(WALL)
@@ -196,7 +198,8 @@ class Explore:
 
 
 class Bfs5:
-    """The published teacher, memoryless; action 11, its 'kick', is a key that no level has."""
+    """The published teacher, without memory. Its 'kick', action 11, is a key that no level has."""
+    NEEDS = {'chars': True, 'alias_actions': True}
 
     def __init__(self, env, rng=None):
         self.env, self.rng = env, rng or np.random.default_rng(0)

@@ -29,9 +29,10 @@ def lesson(name, seed, teacher, rng, prefix=(), **keys):
     -> (episode, won). episode: glyphs (T, 21, 79) and local (T, 9, 9) before each action (T, 1) of the
     teacher, who watched the actions of `prefix`. The last action is real, the screen after it is not kept.
     """
-    env, = environments([name], **keys)
+    player = ORACLES[teacher]
+    env, = environments([name], **keys | player.NEEDS)
     obs, _ = env.reset(seed=seed)
-    oracle, actions = ORACLES[teacher](env, rng), []
+    oracle, actions = player(env, rng), []
     for action in prefix:
         oracle.follow(action)
         obs, _, over, cut, _ = env.step(action)
@@ -50,11 +51,7 @@ def lesson(name, seed, teacher, rng, prefix=(), **keys):
 
 def taught(teacher):
     """A rival that plays as a teacher does."""
-    bfs5 = teacher == 'bfs5'
-
-    def play(name, seed):
-        return lesson(name, seed, teacher, np.random.default_rng(seed), alias_actions=bfs5, chars=bfs5)[1]
-    return play
+    return lambda name, seed: lesson(name, seed, teacher, np.random.default_rng(seed))[1]
 
 
 def random_walk(name, seed):

@@ -1,7 +1,7 @@
 """
 Play real NetHack levels and keep what the player saw.
     python data/minihack/prepare.py                              frames and moves, for a world model
-    python data/minihack/prepare.py --episodes_per_env=500       a teacher's games, for a planner
+    python data/minihack/prepare.py --oracle                     a teacher's games, for a planner
 
 World model: purpose and chance, mixed in a proportion of its own for every episode: on purpose the player
 walks to a cell that it has drawn, by chance it makes a random move. The staircase down ends a game, so it is
@@ -86,7 +86,7 @@ def episode(i, seed, level, crop, moves):
     return {'video': np.stack(video), 'action': onehot}
 
 
-TRIES = 200       # games that a teacher may lose in a row
+TRIES = 500       # games that a teacher may lose in a row
 
 # Flags that only one of the two kinds of data takes, and what they are if they are not given.
 PIXELS = {'level': 'room', 'crop': 7, 'episodes': 640, 'moves': 47}
@@ -94,18 +94,16 @@ GAMES = {'episodes_per_env': 500, 'oracle': 'explore', 'envs': ','.join(env.ID),
          'keep_lost': False}
 
 
-def game(i, seed, episodes_per_env, oracle, envs, memory, keep_lost):
+def game(i, seed, oracle, envs, memory, keep_lost):
     """Game i: glyphs (T, 21, 79), local (T, 9, 9), action (T, 1) and task (T,), the number of its level."""
     names = envs.split(',')
-    level = i // episodes_per_env
-    bfs5 = oracle == 'bfs5'
-    for again in range(TRIES):                           # levels that nobody else in this set plays
-        level_seed = seed + i + again * episodes_per_env * len(names)
-        lesson, won = play.lesson(names[level], level_seed, oracle, np.random.default_rng([level_seed, 1]),
-                                  memory=memory, alias_actions=bfs5, chars=bfs5)
+    level = i % len(names)                               # so that --limit has some of every kind
+    for again in range(TRIES):
+        rng = np.random.default_rng([seed, i, again])
+        lesson, won = play.lesson(names[level], int(rng.integers(2**31)), oracle, rng, memory=memory)
         if won or keep_lost:
             return lesson | {'task': np.full(len(lesson['action']), level, np.int32)}
-    raise RuntimeError(f'{oracle} lost {TRIES} games of {names[level]} in a row; --keep_lost takes them')
+    sys.exit(f'{oracle} lost {TRIES} games of {names[level]} in a row; --keep_lost takes them')
 
 
 def make_games(args):
@@ -120,7 +118,7 @@ def make_games(args):
             'fps': 6, 'units': {'glyphs': "NetHack's ids", 'action': ' '.join(env.ACTIONS)}, 'tasks': names,
             'env': 'data.minihack.env',
             'facts': {'envs': names, 'oracle': args.oracle, 'memory': args.memory}}
-    given = {key: getattr(args, key) for key in GAMES}
+    given = {key: getattr(args, key) for key in GAMES if key != 'episodes_per_env'}
     write(args.out, partial(game, seed=args.seed, **given), args.episodes_per_env * len(names), info=info,
           padded=(), **common(args, __file__))
 
@@ -144,7 +142,7 @@ def revision():
 
 
 def main():
-    p = flags(__doc__, out='')
+    p = flags(__doc__, out='data/minihack_pixels, or data/minihack_oracle')
     p.set_defaults(out=None)
     pixels, games = p.add_argument_group('for a world model'), p.add_argument_group('for a planner')
     pixels.add_argument('--level', choices=list(nethack.LEVELS), help='default room')
