@@ -483,7 +483,14 @@ while start < max_steps or not judged:
         check_finite()
         if batches:
             batches.close()                              # no batch is fetched from what was there before
-        batches, refreshed, made = None, step, made_anew()
+        batches = None
+        try:
+            made = made_anew()
+        except (Exception, SystemExit):                  # what was trained must not be lost to it
+            if step > start and master:
+                save(step, {}, False)
+            raise
+        refreshed = step
         pace.append((time.perf_counter(), made.get('refresh/progress', 0)))
         shown = ' | '.join(f'{key.removeprefix("refresh/")} {made[key]:.4g}' for key in [*made][:8])
         say(f'step {step}/{max_steps} | refresh | {shown} | {time.perf_counter() - paused:.1f} s')

@@ -6,6 +6,7 @@ here.
 import json
 import os
 import signal
+import sys
 import time
 from collections import deque
 
@@ -284,6 +285,24 @@ def test_two_ranks_hold_equal_stores(tmp_path):
     assert stores[0].keys() == stores[1].keys()
     assert all(torch.equal(stores[0][key], stores[1][key]) for key in stores[0])
     assert len(stores[0]['games']) == 5
+
+
+def test_a_refresh_that_fails_loses_no_step(tmp_path, monkeypatch):
+    real = remdm.refresh
+
+    def refresh(net, store, step, *rest):
+        if step == 4:
+            sys.exit('no more NetHacks')
+        return real(net, store, step, *rest)
+    monkeypatch.setattr(remdm, 'refresh', refresh)
+    _, err = planner(tmp_path, '--save_every=0', code=1)
+    assert one_line(err) == 'no more NetHacks'
+    meta = checkpoint.read_meta(checkpoint.find(f'{tmp_path}/out'))
+    assert meta['step'] == 4 and meta['refreshed'] == 2
+    monkeypatch.setattr(remdm, 'refresh', real)
+    planner(tmp_path, '--save_every=0', '--resume=True')
+    planner(tmp_path, '--save_every=0', name='whole')
+    same_run(f'{tmp_path}/whole', f'{tmp_path}/out', 6, after=4)
 
 
 def test_the_budget_ends_the_run(tmp_path):
