@@ -10,8 +10,8 @@ minihack-ReMDM-planner): it sees the map and what surrounds the player, and deno
               option each plan counts w(t) = -alpha'(t) / (1 - alpha(t))
     greedy    pass k = 1..K commits the max(1, [L k/K]) surest of the open positions, to their argmax
     remdm     the same with sampled actions, at least L/10 a pass; then, with r = 1 - alpha(k/K), each
-              committed position is masked again, by chance: rescale eta r | cap min(eta, r) | conf eta r (1 -
-              confidence)
+              committed position is masked again, with probability eta r (rescale), min(eta, r) (cap) or
+              eta r (1 - confidence) (conf)
     posterior ReMDM's Algorithm 1, from t to s with sigma <= min(1, (1 - alpha_s) / alpha_t): a masked
               position is revealed with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), a
               committed one is masked with sigma
@@ -352,7 +352,7 @@ class Attention(nn.Module):
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         # (B, heads, T, C/h)
         q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in qkv.split(C, -1))
-        # all see all; by hand, because for so few tokens a CPU takes twice as long for the fused kernel
+        # all see all; by hand, because to act, forward only, a CPU takes twice as long for the fused kernel
         p = (q @ k.transpose(2, 3) * (C // self.n_head) ** -0.5).softmax(-1)     # (B, heads, T, T)
         y = F.dropout(p, self.dropout, self.training) @ v
         return self.out_proj(y.transpose(1, 2).reshape(B, T, C))
@@ -474,6 +474,7 @@ class Model(nn.Module):
         u = torch.stack([torch.rand(shape, generator=g) for g in generators or [None] * len(z)], 2).to(device)
         if sampler == 'posterior':
             return posterior_sample(logits_of, z, K, u, cfg)
+
         def doubt(z, choice):
             return collisions(z, choice, local.long())
         return remdm_sample(logits_of, z, K, u, cfg, doubt if cfg.physics_aware_sampling else None)

@@ -1,4 +1,4 @@
-# A planner for NetHack's levels in an hour of two CPU cores: DAgger with a teacher that solves mazes.
+# A planner for NetHack's levels in some fifty minutes of one CPU core: DAgger, its teacher solves mazes.
 model = 'remdm'
 out_dir = 'out/minihack_dagger'
 
