@@ -5,7 +5,8 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
     Model(cfg)     nn.Module with forward, configure_optimizers, flops_per_sample; world models add rollout,
                    policies act; optional: clip_grad(max_norm), and `lr_scale` in the optimizer's groups
     windows(cfg)   {key: range of frame offsets} of one training sample
-    PAD            True: windows may leave the episode, its edges repeat
+    PAD            True: windows may leave the episode, its edges repeat; with Config.drop_n_last_frames none
+                   begins in so many frames at the end
     EVAL           names of protocols that judge it; () = by its loss alone
     SIMULATOR      optional: data/<name>/env.py in which it acts, for runs without a dataset that names one.
                    That file has SUITES, check_name, options(cfg, shaped), environments(names, **options), and
@@ -129,6 +130,11 @@ def owners(wanted):
         folder = os.path.join(str(wanted['data_dir']), str(wanted['dataset']))
         facts = {key: fact for key, fact in read_meta(folder)['facts'].items() if key in defaults}
         yield Owner('', {}, '', facts, os.path.join(folder, 'meta.json'))
+
+
+def edges(M, cfg):
+    """What a Store does at the edges of an episode, for this model: its arguments pad and drop."""
+    return {'pad': M.PAD, 'drop': getattr(cfg, 'drop_n_last_frames', 0)}
 
 
 def windows_of(M, cfg):

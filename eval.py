@@ -96,7 +96,8 @@ if __name__ == '__main__':
     if windows:                                          # else it is judged in a simulator
         if not dataset:
             sys.exit(f'the {protocol} protocol judges on a dataset, and the training had none: --dataset=...')
-        clips = Store(folder, 'val', windows, pad=protocol == 'loss' and M.PAD, hint=P.HINT)
+        clips = Store(folder, 'val', windows, hint=P.HINT,
+                      **(contract.edges(M, model.cfg) if protocol == 'loss' else {}))
         if verify:
             clips.verify()
         data_sha = identity(clips.meta)

@@ -12,6 +12,7 @@ Every line is written at once. A resumed run appends: of a step that occurs twic
 import json
 import math
 import os
+import secrets
 import sys
 from types import SimpleNamespace
 
@@ -49,18 +50,51 @@ def make_tensorboard(out_dir, run, config, step):
     return send, writer.close
 
 
+def make_swanlab(out_dir, run, config, step):
+    """
+    -> send(row, step), finish(). The environment decides where it goes: SWANLAB_MODE = online (default) |
+    offline | local | disabled, SWANLAB_API_KEY and others; it also wins for names. A resumed run continues
+    the curves of the run whose id lies in out_dir/swanlab_id. Only scalars are sent, never a picture.
+    """
+    try:
+        import swanlab
+    except ImportError:
+        print("log = 'swanlab' needs: pip install -e '.[log]'", file=sys.stderr)
+        sys.exit(2)
+    path, asked = os.path.join(out_dir, 'swanlab_id'), {}
+    if step is None or not os.path.exists(path):
+        with open(path, 'w') as f:
+            f.write(secrets.token_hex(8))
+    with open(path) as f:
+        asked['id'] = f.read().strip()
+    ours = {'project': ('SWANLAB_PROJ_NAME', 'nanoworld'), 'name': ('SWANLAB_EXP_NAME', run),
+            'log_dir': ('SWANLAB_LOG_DIR', os.path.join(out_dir, 'swanlog'))}
+    asked |= {key: os.environ.get(variable, default) for key, (variable, default) in ours.items()}
+    try:
+        swanlab.init(config=config, resume='allow', **asked)
+    except Exception as error:                        # no key, no network: it has many words for them
+        sys.exit(f"log = 'swanlab': {str(error).splitlines()[0]} Set SWANLAB_API_KEY, or "
+                 'SWANLAB_MODE=offline')
+
+    def send(row, step):
+        swanlab.log({name: value for name, value in row.items() if math.isfinite(value)}, step=step)
+    return send, swanlab.finish
+
+
+TRACKERS = {'tensorboard': make_tensorboard, 'swanlab': make_swanlab}
+
+
 def make_logger(kind, out_dir, run, config, step=None):
     """
-    kind '' | 'tensorboard'; run is its name for people. step: where a resumed run goes on; what the earlier
-    process drew from there on disappears. -> .log({name: scalar}, step), .close(). Missing package: one line,
-    exit code 2. A file that cannot be written, a full disk say, is one line too: sys.exit from .log.
+    kind '' | 'tensorboard' | 'swanlab'; run is its name for people. step: where a resumed run goes on; what
+    the earlier process drew from there on disappears. -> .log({name: scalar}, step), .close(). Missing
+    package: one line, exit code 2. A file that cannot be written, a full disk say, is one line too: sys.exit
+    from .log.
     """
-    if kind not in ('', 'tensorboard'):
-        print(f"log = {kind!r}: this release knows '' and 'tensorboard'", file=sys.stderr)
+    if kind and kind not in TRACKERS:
+        print(f"log = {kind!r}: choose '', {' or '.join(map(repr, TRACKERS))}", file=sys.stderr)
         sys.exit(2)
     send, finish = (lambda row, step: None), (lambda: None)
-    if kind == 'tensorboard':
-        send, finish = make_tensorboard(out_dir, run, config, step)
 
     path = os.path.join(out_dir, 'logs.json.txt')
     try:
@@ -72,6 +106,8 @@ def make_logger(kind, out_dir, run, config, step=None):
             file.write(b'\n')                         # a kill -9 cut the last line; ours starts a new one
     except OSError as error:
         sys.exit(f'{path}: {error.strerror}; choose another --out_dir')
+    if kind:
+        send, finish = TRACKERS[kind](out_dir, run, config, step)
 
     def log(row, step):
         row = {name: scalar(value) for name, value in row.items()}

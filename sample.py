@@ -7,6 +7,7 @@ Dream: load a trained model, let it imagine, draw it.
     python sample.py --ckpt=out/arx5 --versus=out/other         a robot: truth | other run | this run
     python sample.py --ckpt=out/arx5 --out=arm.png              its curves (extra: plot); or a policy's
     python sample.py --ckpt=out/minihack_dagger --env=ENV       a planner: an episode beside its plan
+    python sample.py --ckpt=out/pusht_imf --versus=out/other    a policy: the same start, beside another run
 
 Pictures land in samples/ of the run unless --out says otherwise. Keys of the model that only sampling uses
 can be given too, such as --sample_steps=2: `--ckpt=... --help` lists them.
@@ -32,7 +33,8 @@ from protocols.common import file_of, fits
 ckpt = ''                     # out_dir of a run, or one of its step folders
 which = 'latest'              # latest | best, when ckpt is an out_dir
 ema = True                    # averaged weights where the checkpoint has them
-versus = ''                   # robots: another run on the same data, drawn between the truth and this one
+versus = ''                   # robots: another run on the same data, drawn between the truth and this one;
+                              # policies: drawn beside this one, instead of this one with a hundred calls
 dataset = ''                  # data folder to take clips from; '' = the checkpoint's
 data_dir = ''                 # where data folders lie; '' = the checkpoint's
 split = 'val'                 # val | train
@@ -55,7 +57,8 @@ KINDS = {'strips.gif': (6, 16, 'n_clips length n_context stride fps scale'),
          'arms.gif': (1, 150, 'versus n_clips length n_context fps scale'),
          'curves.png': (1, 150, 'length n_context'),
          'actions.png': (2, 150, 'n_clips length'),
-         'episode.gif': (1, 0, 'env length fps scale')}
+         'episode.gif': (1, 0, 'env length fps scale'),
+         'side.gif': (1, 0, 'versus env length fps')}
 LIMITS = {'n_clips': (0, 64), 'length': (0, 10_000), 'n_context': (0, 10_000), 'futures': (0, 64),
           'stride': (1, 10_000), 'seed': (0, 2**63 - 1), 'scale': (0, 64), 'fps': (0, 50)}
 
@@ -74,7 +77,9 @@ def possible(model, reads, meta, versus, futures):
     if not hasattr(model, 'rollout'):
         if not hasattr(model, 'act'):
             sys.exit('the model has no .rollout and no .act')
-        return ['episode.gif'] if hasattr(file_of(model), 'SIMULATOR') else ['actions.png']
+        if not hasattr(file_of(model), 'SIMULATOR'):
+            return ['actions.png']
+        return ['episode.gif'] if hasattr(model, 'plans') else ['side.gif'] + ['actions.png'] * bool(reads)
     if 'state' in reads:
         looks = hasattr(simulator(meta), 'draw')
         return ['curves.png'] if not looks else ['arms.gif'] if versus else ['arms.gif', 'curves.png']
@@ -119,10 +124,18 @@ if __name__ == '__main__':
             sys.exit(f'--{key}={told[key]} means nothing to {kinds[ending]}, which takes {takes}')
     n, K, kind = n_clips or clips, length or frames, kinds[ending].partition('.')[0]
 
-    if kind == 'episode':                                            # no recorded clips are needed
+    if kind in ('episode', 'side'):                                  # no recorded clips are needed
         world_file = importlib.import_module(f'data.{M.SIMULATOR}.env')
         name = env or next(iter(world_file.SUITES.values()))[0]
         world_file.check_name(name)
+    if kind == 'side':
+        models = [(os.path.basename(os.path.normpath(ckpt)), model)]
+        if versus:
+            other, _ = checkpoint.load(versus, ema, which, device)
+            models.append((os.path.basename(os.path.normpath(versus)), other))
+        best = draw_env.side(out, models, world_file, name, world_file.SEED + seed, length, fps)
+        sys.exit(print(f'{out}: best reward {" and ".join(f"{reward:.2f}" for reward in best)}'))
+    if kind == 'episode':
         won, steps = draw_env.episode(out, model, world_file, name, seed, length, fps, scale)
         sys.exit(print(f'{out}: {name}, {"won" if won else "not won"} in {steps} steps'))
 

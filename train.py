@@ -67,7 +67,7 @@ ema_decay = 0.0               # averaged weights: min(ema_decay, (1+n)/(10+n)) i
 ema_power = 0.0               # > 0: the power schedule min(ema_decay, 1 - (1+n)^-ema_power) instead
 # log, validate, save
 log_every = 10                # steps between step lines
-log = ''                      # '' | tensorboard; logs.json.txt is always written
+log = ''                      # '' | tensorboard | swanlab; logs.json.txt is always written
 val_every = 1000              # steps between validation losses; 0 = only at the end
 val_batches = 8               # fixed batches of the val split
 eval_every = 0                # steps between runs of the model's first protocol (protocols/); 0 = never
@@ -113,7 +113,7 @@ def say(line):
 # ---- are the keys possible ----
 for key, allowed in (('dtype', ('auto', 'float32', 'bfloat16')), ('compile', ('auto', True, False)),
                      ('data_on_device', ('auto', True, False)), ('lr_schedule', ('constant', 'cosine')),
-                     ('best_mode', ('min', 'max')), ('log', ('', 'tensorboard'))):
+                     ('best_mode', ('min', 'max')), ('log', ('', 'tensorboard', 'swanlab'))):
     stop_if(config[key] not in allowed, f'{key} = {config[key]!r}: choose one of {allowed}')
 for key, low, high in (('seed', 0, 2**63 - 1), ('batch_size', 1, 10**7), ('micro_batch', 0, 10**7),
                        ('max_steps', 0, 10**12), ('lr', 0, 1e38), ('warmup_steps', 0, 10**12),
@@ -167,9 +167,9 @@ stop_if(given not in ('val', 'eval', 'refresh') or not number or (given == 'val'
         f'best_metric = {best_metric!r}: choose val/loss, or with --eval_every=N a number that the model\'s '
         'protocol gives, as eval/<name>, or one that its refresh gives, as refresh/<name>')
 folder = os.path.join(data_dir, dataset) if dataset else None
-train_data = Store(folder, 'train', windows, pad=M.PAD,
+train_data = Store(folder, 'train', windows, **contract.edges(M, cfg),
                    capacity=getattr(cfg, 'buffer_capacity', 0) if refresh_every else 0)
-val_data = Store(folder, 'val', windows, pad=M.PAD) if dataset else None
+val_data = Store(folder, 'val', windows, **contract.edges(M, cfg)) if dataset else None
 data_sha = identity(train_data.meta) if dataset else ''
 stop_if(0 < train_data.capacity <= len(train_data),
         f'buffer_capacity = {train_data.capacity}: the {len(train_data):,} windows of {folder} fill it '

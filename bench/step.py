@@ -238,7 +238,7 @@ def loader_rows(M, cfg, clock, modes, n):
     with tempfile.TemporaryDirectory() as folder:
         timing.write_folder(os.path.join(folder, 'set'), M, cfg)
         for held in (False, True):
-            store = Store(os.path.join(folder, 'set'), 'train', M.windows(cfg), pad=M.PAD)
+            store = Store(os.path.join(folder, 'set'), 'train', M.windows(cfg), **contract.edges(M, cfg))
             if held:
                 store.to(clock.device)
             net = build(M, cfg, clock, mode)

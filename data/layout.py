@@ -98,7 +98,7 @@ def maker(folder):
             flags = [f'--{word}' for word in variant if f"'--{word}'" in text]
             if 'oracle' in variant and 'bfs5' in variant:              # its value, not a flag of its own
                 flags[flags.index('--oracle')] = '--oracle=bfs5'
-            if "'--src'" in text:
+            if "'--src', required" in text:
                 flags.append('--src=PATH')
             if variant:                                        # without one, `folder` is where the code lies
                 flags.append(f'--out={folder}')

@@ -5,8 +5,9 @@ Data folders -> batches.
 lies in such a folder, and reads its meta.json. Whatever a file says is checked before it is used.
 
     pad=False    world models: whole windows only; sample i is the i-th window that fits into an episode
-    pad=True     policies: one window per frame with a real action; rows outside the episode repeat the row at
-                 its edge, and `mask` (B, T) bool, T = len(windows['action']), is True where an action is real
+    pad=True     policies: one window per frame with a real action, but for the last `drop` of an episode;
+                 rows outside the episode repeat the row at its edge, and `mask` (B, T) bool, T =
+                 len(windows['action']), is True where an action is real
 
 Episodes may also be made during the training (DAgger): `store.add` takes them, behind those of the folder or
 without any folder; the oldest are forgotten. Then a batch also depends on what was added before.
@@ -36,15 +37,16 @@ class Store:
     Windows of one split of a data folder; sample id i is the i-th of them, counted episode by episode.
 
     windows    {key: range of frame offsets} of the model file; offsets may be negative and may differ per key
-    pad        False: whole windows only; True: one per frame with a real action (see the top of this file)
+    pad, drop  False: whole windows only; True: one per frame with a real action, but for the last `drop` of
+               them (see the top of this file)
     hint       the keys a user can turn down where no episode is long enough
     capacity   windows at most, with those of the folder, once episodes are added; 0 = no limit
     folder     None: there are only the episodes that are added
     """
 
     def __init__(self, folder, split, windows, pad=False,
-                 hint='num_frames, history, frame_skip, n_context, length', capacity=0):
-        self.folder, self.split, self.windows, self.pad = folder, split, windows, pad
+                 hint='num_frames, history, frame_skip, n_context, length', capacity=0, drop=0):
+        self.folder, self.split, self.windows, self.pad, self.drop = folder, split, windows, pad, drop
         self.capacity, self.added = capacity, {}               # {key: rows of the episodes that were added}
         self.games = np.zeros((0, 0), np.int64)                # see `add`
         self.forgotten = 0                                     # windows of the oldest added episode
@@ -77,8 +79,10 @@ class Store:
             if 'action' not in self.windows:
                 sys.exit("PAD = True: want 'action' in windows(cfg), because `mask` lies on its range")
             self.first = 0                                     # the first window is that of frame 0
-            per_episode = lengths - ('action' in self.padded)
-            why = f'{where}: no frame of {len(lengths)} episodes has a real action; want two frames or more'
+            per_episode = np.maximum(lengths - ('action' in self.padded) - self.drop, 0)
+            why = (f'{where}: no frame of {len(lengths)} episodes has a real action'
+                   + f' and {self.drop} more after it (drop_n_last_frames)' * bool(self.drop)
+                   + f'; want {self.drop + 2} frames or more')
         else:
             self.first = min(min(offsets) for offsets in self.windows.values())     # it begins with row 0
             span = max(max(offsets) for offsets in self.windows.values()) - self.first + 1

@@ -67,7 +67,7 @@ def flags(doc, out, val='0.1'):
     p.add_argument('--out', default=out, help=f'folder to make (default {out})')
     p.add_argument('--seed', type=int, default=0, help='another seed is another set (default 0)')
     p.add_argument('--val', default=val,
-                   help=f'episodes to validate on: a share, 0.1, or a range, 85-99 (default {val})')
+                   help=f'episodes to validate on: a share, 0.1, or which, 85-99 or 3,17 (default {val})')
     p.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: all cores)')
     p.add_argument('--limit', type=int, default=0, help='at most this many episodes (default 0: all)')
     return p
@@ -95,17 +95,21 @@ def common(args, file):
 
 
 def split(n, val, seed):
-    """Which of n episodes validate, (n,) bool. val: a share in [0, 1), drawn by seed, or 'first-last'."""
-    mask, span = np.zeros(n, bool), re.fullmatch(r'(\d+)-(\d+)', str(val))
-    if span:
-        first, last = int(span[1]), int(span[2])
-        if not first <= last < n:
-            sys.exit(f'--val={val}: episodes are 0-{n - 1}; use a range inside, or a share like 0.1')
-        mask[first:last + 1] = True
+    """
+    Which of n episodes validate, (n,) bool. val: a share in [0, 1), drawn by seed, 'first-last', or numbers
+    and ranges with commas between.
+    """
+    mask, parts = np.zeros(n, bool), str(val).split(',')
+    if all(re.fullmatch(r'\d+(-\d+)?', part) for part in parts) and ('-' in str(val) or len(parts) > 1):
+        for part in parts:
+            first, last = int(part.split('-')[0]), int(part.split('-')[-1])
+            if not first <= last < n:
+                sys.exit(f'--val={val}: episodes are 0-{n - 1}; use some of them, or a share like 0.1')
+            mask[first:last + 1] = True
     else:
         share = float(val) if re.fullmatch(r'\d*\.?\d+', str(val)) else -1
         if not 0 <= share < 1:
-            sys.exit(f'--val={val}: want a share in [0, 1) like 0.1, or a range like 85-99')
+            sys.exit(f'--val={val}: want a share in [0, 1) like 0.1, or episodes like 85-99 or 3,17')
         count = max(round(share * n), int(share > 0))
         mask[np.random.default_rng([seed, n]).permutation(n)[:count]] = True
     if mask.all():

@@ -1,13 +1,20 @@
 """
-A planner in its simulator: the episode as the simulator draws it, and below it the plan, as it is filled in
-(`model.plans`) and carried out.
+Who acts, in the simulator.
+
+    episode     a planner: the world, and below it the plan as it is filled in (`model.plans`), carried out
+    side        policies beside each other from the same start, and in the picture where each wants to go
 """
+import time
+from collections import deque
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.rollout import stacked
 from draw.common import GREEN, INK, PAPER, arrow, blank, gif, words
 
+PANEL, MANY = 256, 100        # px of a picture beside others; calls of a sampler that takes its time
 CELL, ACROSS = 26, 16         # px of an action in the picture of a plan, actions per line
 AMBER = (230, 160, 50)
 
@@ -92,3 +99,60 @@ def cell(action, names, deltas, i, done, replan_every):
     if i == replan_every - 1:                            # here a new plan is made
         tile[:, -2:] = GREEN
     return tile
+
+
+# ---- policies beside each other ----
+
+def side(path, models, world_file, name, seed, length=0, fps=0):
+    """
+    models [(title, model)], each from the start `seed`; who is done first waits. Beside a lonely one that can
+    take more calls of its network it is drawn again, with a hundred. length: steps at most. fps: steps per
+    second. -> their best rewards
+    """
+    players = [(title, model, getattr(model.cfg, 'steps', None)) for title, model in models]
+    if len(players) == 1 and players[0][2] not in (None, MANY):
+        players.append(('the same', players[0][1], MANY))
+    runs = [acted(*player, world_file, name, seed, length) for player in players]
+    frames = [np.concatenate([frames[min(i, len(frames) - 1)] for frames, _ in runs], 1)
+              for i in range(max(len(frames) for frames, _ in runs))]
+    fps = fps or 2 * world_file.FPS
+    gif(path, np.stack([*frames, *frames[-1:] * fps]), 1 / fps)
+    return [best for _, best in runs]
+
+
+def acted(title, model, calls, world_file, name, seed, length):
+    """-> a frame per step, the best reward. calls: of the network per chunk, None where it has no choice."""
+    env, = world_file.environments([name], **world_file.options(model.cfg))
+    past = deque([env.reset(seed=seed)[0]] * model.cfg.n_obs, model.cfg.n_obs)
+    generator, frames, best, over = torch.Generator().manual_seed(seed), [], 0.0, False
+    how = {} if calls is None else {'steps': calls}
+    title += f', {calls} call{"s" * (calls > 1)}' if how else ''
+    bar = tqdm(total=length or env.cap, desc=title, leave=False, disable=None)
+    while not over:
+        began = time.perf_counter()
+        chunk = model.act(stacked([past]), generators=[generator], **how)[0].cpu().numpy()
+        took = 1e3 * (time.perf_counter() - began) / len(chunk)
+        for i, action in enumerate(chunk):
+            obs, reward, terminated, truncated, _ = env.step(action)
+            past.append(obs)
+            best = max(best, reward)
+            text = f'{title}, {took:.1f} ms per action | best {best:.2f}'
+            frames.append(np.concatenate([words(text, 24, PANEL), targets(env.render(), chunk, i)]))
+            bar.update()
+            over = terminated or truncated or env.steps >= (length or env.cap)
+            if over:
+                break
+    bar.close()
+    return frames, best
+
+
+def targets(picture, chunk, done):
+    """A picture (512, 512, 3) with the targets of a chunk (n, 2) px in it, those that are done hollow."""
+    from PIL import Image, ImageDraw
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    points = [tuple(map(float, point)) for point in chunk]
+    draw.line(points, AMBER, 3)
+    for i, (x, y) in enumerate(points):
+        draw.ellipse([x - 5, y - 5, x + 5, y + 5], fill=AMBER if i > done else None, outline=AMBER, width=2)
+    return np.asarray(image.resize((PANEL, PANEL), Image.Resampling.BILINEAR))

@@ -1,6 +1,6 @@
 """
-Closed loop: does the policy do the job? It acts in the simulator until the episode ends, on levels whose
-seeds come from the names (see `seed_of`), so that a training meets one of them by chance only.
+Closed loop: does the policy do the job? It acts in the simulator until the episode ends, on published levels:
+NetHack's seeds come from the names (see `seed_of`), so that a training meets one of them by chance only.
 
     win             share of the episodes that were won, mean over the environments; win_<suite> over a suite
     win_<name>      of one environment
@@ -9,13 +9,25 @@ seeds come from the names (see `seed_of`), so that a training meets one of them 
                     `rivals`, the wins of players that learned nothing, on the same levels; minus_best,
                     the model minus the best of them there, with a paired 95 % interval
 
+PushT is also scored: an episode by its best reward, of which `rivals` and minus_best then speak.
+
+    test_mean_score     the mean; per environment `score`, with its 95 % interval score_ci, and the median
+    sim_max_reward_<seed>    of each episode
+    clipped         share of the actions that were outside of the board
+    and, if the training had a dataset, what protocols/imitation.py says
+
+    calls_per_action    calls of the network, per action carried out; where the model tells
+    ms_per_action, ms_per_action_p99    of .act on one observation at a time: median and 99 % of `timed` calls
+
 A policy acts in chunks: it is asked again when the actions that it gave are carried out. Episodes are played
 many at once; what is random in one of them does not depend on the others.
 """
 import importlib
 import sys
+import time
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +35,9 @@ import torch
 from tqdm import tqdm
 
 from data.loader import read_meta, simulator
-from data.rollout import rollout
+from data.rollout import rollout, stacked
 from metrics import bootstrap, wilson
-from protocols import common
+from protocols import common, imitation
 
 HINT = ''
 
@@ -36,12 +48,13 @@ class Keys:
     des: str = ''                 # NetHack: level files instead, with commas between
     episodes: int = 50            # per environment
     at_once: int = 25             # episodes in one batch
-    seed: int = 42                # of the levels
+    seed: int = 0                 # of the levels; 0 = the published ones: NetHack 42, PushT 100000
+    timed: int = 20               # calls of .act on one observation, to tell how long they take
 
 
 def windows(cfg, keys, M):
     """No clips are judged. Refuses keys that make no sense, and names that the simulator does not know."""
-    common.at_least('env', keys, episodes=1, at_once=1, seed=0)
+    common.at_least('env', keys, episodes=1, at_once=1, seed=0, timed=0)
     if hasattr(M, 'SIMULATOR'):                          # else the dataset names it, and `evaluate` asks it
         chosen(importlib.import_module(f'data.{M.SIMULATOR}.env'), keys)
 
@@ -82,43 +95,80 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
         sys.exit(f'env protocol: neither {folder}/meta.json (env) nor {M.__name__}.SIMULATOR names a '
                  'simulator')
     names, jobs = chosen(world_file, keys), []
+    seed, rule = keys.seed or getattr(world_file, 'SEED', 42), getattr(world_file, 'seed_of', seed_of)
     for name in names:
         for i in range(0, keys.episodes, keys.at_once):
             last = min(i + keys.at_once, keys.episodes)
-            jobs.append((name, [seed_of(title(name), episode, keys.seed) for episode in range(i, last)]))
+            jobs.append((name, [rule(title(name), episode, seed) for episode in range(i, last)]))
     played, options = [], world_file.options(model.cfg, shaped=True)
-    rivals = world_file.rivals() if hasattr(world_file, 'rivals') else {}
+    rivals, measure = rivals_of(world_file.__name__), getattr(world_file, 'SCORE', 'won')
+    history = getattr(model.cfg, 'n_obs', 1)
     bar = tqdm(total=len(names) * keys.episodes, desc='eval env', leave=False,
                disable=quiet or rank > 0 or None)
     for name, seeds in jobs[rank::world]:
         envs = world_file.environments([name] * len(seeds), **options)
-        for game in rollout(envs, seeds, lambda obs, generators: model.act(obs, generators=generators)):
-            steps = len(game['actions'])
-            played.append([names.index(name), game['won'], steps, float(game['reward']), envs[0].cap])
-        for game, seed in zip(played[-len(seeds):], seeds):
-            game += [play(name, seed) for play in rivals.values()]
+        games = rollout(envs, seeds, lambda obs, generators: model.act(obs, generators=generators), history)
+        for env, game, level in zip(envs, games, seeds):
+            row = [names.index(name), game['won'], len(game['actions']), float(game['reward']), env.cap]
+            row += [play(name, level) for play in rivals.values()]
+            played.append([*row, getattr(env, 'clipped', 0), float(game[measure]), level])
         bar.update(len(seeds) * world)
     bar.close()
     rows = np.array(sorted(common.gather(played, world)), float)     # sums in one order, whoever did the work
-    table = {title(name): scores(rows[rows[:, 0] == i], list(rivals)) for i, name in enumerate(names)}
+    table = {title(name): scores(rows[rows[:, 0] == i], list(rivals), measure)
+             for i, name in enumerate(names)}
     result = {'win': np.mean([row['win'] for row in table.values()])}
+    if measure != 'won':
+        result['test_mean_score'] = np.mean([row['score'] for row in table.values()])
+        result |= {f'sim_max_reward_{int(level)}': score for *_, score, level in rows}
+        result['clipped'] = rows[:, -3].sum() / rows[:, 2].sum()
+    if folder:
+        result |= imitation.errors(model, folder)
+    if keys.timed:
+        result |= latency(model, world_file.environments(names[:1], **options)[0], seed, history, keys.timed)
     for suite, members in world_file.SUITES.items():
         if set(members) < set(names):                    # over all that was played it would be `win` again
             result[f'win_{suite}'] = np.mean([table[name]['win'] for name in members])
     result |= {f'win_{name}': row['win'] for name, row in table.items()}
-    return common.plain(result | dict(envs=table, episodes=keys.episodes, seed=keys.seed))
+    return common.plain(result | dict(envs=table, episodes=keys.episodes, seed=seed))
 
 
-def scores(rows, rivals):
-    """rows (n, 5 + rivals) of one environment: which, won, steps, reward, cap, won by each rival."""
-    won, n = rows[:, 1] > 0, len(rows)
+@cache
+def rivals_of(world_file):
+    """{who: (name, seed) -> score}. A training asks again and again for the same levels: play each once."""
+    world_file = sys.modules[world_file]
+    players = world_file.rivals() if hasattr(world_file, 'rivals') else {}
+    return {who: cache(play) for who, play in players.items()}
+
+
+def latency(model, env, seed, history, times):
+    """How long .act takes on one observation, per action, after a call to warm up."""
+    obs = stacked([[env.reset(seed=seed)[0]] * history])
+    took = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        n = model.act(obs).cpu().shape[1]                # on a GPU this waits for it
+        took.append(1e3 * (time.perf_counter() - began) / n)
+    found = {'ms_per_action': np.median(took[1:]), 'ms_per_action_p99': np.quantile(took[1:], 0.99)}
+    return found | ({'calls_per_action': model.calls / n} if hasattr(model, 'calls') else {})
+
+
+def scores(rows, rivals, measure):
+    """
+    rows (n, 8 + rivals) of one environment: which, won, steps, reward, cap; the score of each rival; clipped
+    actions, score, seed.
+    """
+    won, n, score = rows[:, 1] > 0, len(rows), rows[:, -2]
     low, high = wilson(int(won.sum()), n)
     row = {'win': won.mean(), 'lo': low, 'hi': high, 'n': n, 'steps': rows[:, 2].mean(),
            'steps_won': rows[won, 2].mean() if won.any() else np.nan, 'reward': rows[:, 3].mean(),
            'cap': int(rows[0, 4])}
+    if measure != 'won':
+        low, high = bootstrap(score, np.arange(n), np.mean)
+        row |= {'score': score.mean(), 'score_ci': [low, high], 'score_median': np.median(score)}
     if rivals:
-        theirs = rows[:, 5:].mean(0)
-        gap = rows[:, 1] - rows[:, 5 + theirs.argmax()]
+        theirs = rows[:, 5:-3].mean(0)
+        gap = score - rows[:, 5 + theirs.argmax()]
         low, high = bootstrap(gap, np.arange(n), np.mean)
         row |= {'rivals': dict(zip(rivals, theirs)), 'minus_best': gap.mean(), 'minus_best_ci': [low, high]}
     return row
@@ -127,10 +177,14 @@ def scores(rows, rivals):
 def show(result):
     others = [*next(iter(result['envs'].values())).get('rivals', {})]
     head = ''.join(f' {who:>8}' for who in others)
+    if 'test_mean_score' in result:
+        head = f' {"score":>8}{head}'
     print(f'{"environment":>34} {"win":>6}  95 % interval  {"steps":>6} {"of wins":>8} {"cap":>5}{head}',
           file=sys.stderr)
     for name, row in result['envs'].items():
         won = '-' if row['steps_won'] is None else f'{row["steps_won"]:.1f}'
         theirs = ''.join(f' {row["rivals"][who]:>8.1%}' for who in others)
+        if 'score' in row:
+            theirs = f' {row["score"]:>8.3f}' + ''.join(f' {row["rivals"][who]:>8.3f}' for who in others)
         print(f'{name:>34} {row["win"]:>6.1%}  {row["lo"]:.1%} to {row["hi"]:.1%}  {row["steps"]:>6.1f} '
               f'{won:>8} {row["cap"]:>5}{theirs}', file=sys.stderr)

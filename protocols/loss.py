@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from contract import edges
 from data.loader import Store
 from protocols import common
 
@@ -33,7 +34,7 @@ def windows(cfg, keys, M):
 def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     """Batches are dealt out to the ranks; the result does not depend on how many there are."""
     M, device = common.file_of(model), common.device_of(model)
-    store = Store(folder, 'val', windows(model.cfg, keys, M), pad=M.PAD, hint=HINT)
+    store = Store(folder, 'val', windows(model.cfg, keys, M), hint=HINT, **edges(M, model.cfg))
     common.fits(model.cfg, store)
     ids = common.draw(store, keys.n_clips or len(store), np.random.default_rng(keys.seed))
     rows = []

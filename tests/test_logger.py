@@ -1,11 +1,13 @@
-"""logger.py: the file survives a kill and a resume; tensorboard gets the same scalars."""
+"""logger.py: the file survives a kill and a resume; tensorboard and swanlab get the same scalars."""
 import json
+import math
 import resource
 import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,20 +113,72 @@ def test_a_log_file_that_cannot_be_opened_is_one_line(tmp_path):
     assert stop.value.code == f'{tmp_path}/logs.json.txt: Is a directory; choose another --out_dir'
 
 
-@pytest.mark.parametrize('kind', ['wandb', 'swanlab', 'tensorbord'])
+@pytest.mark.parametrize('kind', ['wandb', 'tensorbord'])
 def test_unknown_kind_is_one_line(tmp_path, capsys, kind):
     with pytest.raises(SystemExit) as stop:
         make_logger(kind, tmp_path, 'toy', {})
     assert stop.value.code == 2
-    assert capsys.readouterr().err == f"log = '{kind}': this release knows '' and 'tensorboard'\n"
+    assert capsys.readouterr().err == f"log = '{kind}': choose '', 'tensorboard' or 'swanlab'\n"
 
 
-def test_missing_package_is_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)       # import finds None: ImportError
+@pytest.mark.parametrize('kind, package', [('tensorboard', 'torch.utils.tensorboard'),
+                                           ('swanlab', 'swanlab')])
+def test_missing_package_is_one_line(tmp_path, capsys, monkeypatch, kind, package):
+    monkeypatch.setitem(sys.modules, package, None)                         # import finds None: ImportError
     with pytest.raises(SystemExit) as stop:
-        make_logger('tensorboard', tmp_path, 'toy', {})
+        make_logger(kind, tmp_path, 'toy', {})
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "log = 'tensorboard' needs: pip install -e '.[log]'\n"
+    assert capsys.readouterr().err == f"log = '{kind}' needs: pip install -e '.[log]'\n"
+
+
+class Swanlab:
+    """What logger.py asks of the package; the real one is started once, below."""
+
+    def __init__(self): self.runs, self.rows = [], []
+
+    def init(self, **asked): self.runs.append(asked)
+
+    def log(self, row, step): self.rows.append((step, row))
+
+    def finish(self): self.runs[-1]['finished'] = True
+
+
+def test_swanlab_gets_the_scalars_and_goes_on(tmp_path, monkeypatch):
+    fake = Swanlab()
+    monkeypatch.setitem(sys.modules, 'swanlab', fake)
+    monkeypatch.setenv('SWANLAB_PROJ_NAME', 'mine')
+    for step, out in (None, 'a'), (5, 'a'), (None, 'b'):
+        logger = make_logger('swanlab', tmp_path / out, 'toy', {'lr': 1e-4}, step=step)
+        logger.log({'train/loss': 0.5, 'eval/test_mean_score': math.nan}, step or 0)
+        logger.close()
+    assert fake.rows == [(0, {'train/loss': 0.5}), (5, {'train/loss': 0.5}), (0, {'train/loss': 0.5})]
+    ids = [run['id'] for run in fake.runs]
+    assert ids[0] == ids[1] != ids[2]
+    assert all(run['finished'] and run['resume'] == 'allow' for run in fake.runs)
+    first = fake.runs[0]
+    assert first['project'] == 'mine' and first['name'] == 'toy' and first['config'] == {'lr': 1e-4}
+    assert first['log_dir'] == str(tmp_path / 'a' / 'swanlog')
+
+
+def test_swanlab_without_a_key_is_one_line(tmp_path, monkeypatch):
+    fake = Swanlab()
+    fake.init = lambda **asked: exec('raise RuntimeError("no key.\\nAnd more")')
+    monkeypatch.setitem(sys.modules, 'swanlab', fake)
+    with pytest.raises(SystemExit) as stop:
+        make_logger('swanlab', tmp_path, 'toy', {})
+    assert stop.value.code == "log = 'swanlab': no key. Set SWANLAB_API_KEY, or SWANLAB_MODE=offline"
+
+
+@pytest.mark.parametrize('mode', ['offline', 'disabled'])
+def test_swanlab_itself(tmp_path, mode):
+    """The real package, in a process of its own: offline, curves lie on the disk; disabled, nothing does."""
+    pytest.importorskip('swanlab', reason='needs the extra [log]')
+    code = ("import sys; sys.path.insert(0, '.'); from logger import make_logger\n"
+            "logger = make_logger('swanlab', sys.argv[1], 'toy', {'lr': 1e-4})\n"
+            "logger.log({'train/loss': 0.5}, 3); logger.close()")
+    run('-c', code, tmp_path, SWANLAB_MODE=mode, SWANLAB_SAVE_DIR=str(tmp_path / 'home'))
+    assert lines(tmp_path) == ['{"step": 3, "train/loss": 0.5}']
+    assert len([*(tmp_path / 'swanlog').glob('run-*/*.swanlab')]) == (mode == 'offline')
 
 
 def test_tensorboard_curves_go_on_after_a_resume(tmp_path):

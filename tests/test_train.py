@@ -494,7 +494,7 @@ def test_a_locked_folder_under_two_ranks(tiny, tmp_path):
     (['--dtype=float16'], 1, "dtype = 'float16': choose one of ('auto', 'float32', 'bfloat16')"),
     (['--num_frames=13'], 1, 'a window spans 13 frames'),
     (['--val_batches=0'], 1, 'val_batches = 0: must lie in 1..1e+09'),
-    (['--log=wandb'], 1, "log = 'wandb': choose one of ('', 'tensorboard')")])
+    (['--log=wandb'], 1, "log = 'wandb': choose one of ('', 'tensorboard', 'swanlab')")])
 def test_user_mistakes_are_one_line(train, tmp_path, flags, code, words):
     _, errors = train(*flags, code=code)
     assert words in errors and len(errors.strip().splitlines()) == 1

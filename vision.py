@@ -1,0 +1,84 @@
+"""
+What policies see with: ResNet-18 (He et al. 2015, arXiv 1512.03385), a spatial softmax (Finn et al. 2015,
+arXiv 1509.06113), crops.
+
+    images (N, 3, H, W) in [-1, 1]  ->  ResNet18  (N, 512, H/32, W/32)  ->  SpatialSoftmax  (N, 32, 2)
+
+GroupNorm stands where BatchNorm stood: averaged weights (EMA) and statistics of batches do not go together
+(Diffusion Policy, arXiv 2303.04137).
+"""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+def norm(channels):
+    """Groups of 16 channels, as Diffusion Policy has them."""
+    return nn.GroupNorm(channels // 16, channels)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; the first may halve the picture."""
+
+    def __init__(self, channels, out, stride):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False), norm(out)
+        self.conv2, self.norm2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), norm(out)
+        self.downsample = None
+        if stride > 1 or channels != out:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), norm(out))
+
+    def forward(self, x):
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet18(nn.Module):
+    """(N, 3, H, W) -> (N, 512, H/32, W/32), rounded up; without the pooling and the classifier at its end."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), norm(64)
+        channels, layers = 64, []
+        for out, stride in (64, 1), (128, 2), (256, 2), (512, 2):
+            layers += [BasicBlock(channels, out, stride), BasicBlock(out, out, 1)]
+            channels = out
+        self.layers = nn.Sequential(*layers)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+
+    def forward(self, x):
+        x = F.relu(self.norm1(self.conv1(x)))
+        return self.layers(F.max_pool2d(x, 3, 2, 1))
+
+
+class SpatialSoftmax(nn.Module):
+    """(N, C, H, W) -> (N, points, 2): where each of some maps is large, x and y in [-1, 1]."""
+
+    def __init__(self, channels, points=32):
+        super().__init__()
+        self.maps = nn.Conv2d(channels, points, 1)
+
+    def forward(self, x):
+        y = self.maps(x)                                             # (N, points, H, W)
+        H, W = y.shape[2:]
+        p = y.flatten(2).softmax(-1).view_as(y)
+        across, down = (torch.linspace(-1, 1, n, device=y.device, dtype=y.dtype) for n in (W, H))
+        return torch.stack([(p.sum(2) * across).sum(-1), (p.sum(3) * down).sum(-1)], -1)
+
+
+def crop(images, size, random):
+    """(N, C, H, W) -> (N, C, size, size): from the middle, or each somewhere else."""
+    N, C, H, W = images.shape
+    if H < size or W < size:
+        raise ValueError(f'crop = {size}: the pictures are {H} x {W}; choose a smaller one')
+    if not random:
+        y, x = (H - size) // 2, (W - size) // 2
+        return images[:, :, y:y + size, x:x + size]
+    y, x = (torch.randint(0, n - size + 1, (N, 1), device=images.device) for n in (H, W))
+    rows, columns = (start + torch.arange(size, device=images.device) for start in (y, x))     # (N, size)
+    n, c = (torch.arange(k, device=images.device) for k in (N, C))
+    return images[n[:, None, None, None], c[None, :, None, None], rows[:, None, :, None],
+                  columns[:, None, None, :]]
