@@ -159,6 +159,11 @@ def run_file(path, problems):
         folders.pop()
 
     names = {'__file__': path, 'inherit': inherit}
+    if not os.path.isfile(path):
+        there = sorted(map(str, Path(path).parent.glob('*.py')))
+        close = difflib.get_close_matches(path, there, 1)
+        problems.append(f'{path}: there is no such file' + (f'; did you mean {close[0]}?' if close else ''))
+        return []
     try:
         tree = ast.parse(Path(path).read_bytes(), path)
         for statement in tree.body:

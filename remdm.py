@@ -640,5 +640,6 @@ if __name__ == '__main__':   # lesson zero: the whole life of a model in seconds
     out = model(batch)
     out['loss'].backward()
     print(f"loss {out['loss'].item():.4f} | gradient of the head {model.head.weight.grad.norm().item():.4f}")
+    print('a plan after each pass: numbers are actions, dots are open')
     for k, plan in enumerate(model.eval().plans(batch, 'remdm', 4)):
         print(k, ' '.join('.' if a == MASK_ID else f'{a}' for a in plan[0].tolist()))

@@ -44,7 +44,7 @@ HINT = ''
 
 @dataclass
 class Keys:
-    envs: str = 'all'  # a suite of the simulator (NetHack: id, ood, all), or names with commas between
+    envs: str = 'all'  # suites of the simulator (NetHack: id, ood, all) and names, with commas between
     des: str = ''                 # NetHack: level files instead, with commas between
     episodes: int = 50            # per environment
     at_once: int = 25             # episodes in one batch
@@ -64,7 +64,7 @@ def chosen(world_file, keys):
     if keys.des:
         names = keys.des.split(',')
     else:
-        names = list(world_file.SUITES.get(keys.envs, keys.envs.split(',')))
+        names = [name for part in keys.envs.split(',') for name in world_file.SUITES.get(part, [part])]
     for name in names:
         world_file.check_name(name)
     titles = [title(name) for name in names]

@@ -199,6 +199,12 @@ def test_file_refused(problems, line, message):
     assert problems('config/x.py') == [message]
 
 
+def test_misspelt_file(problems):
+    write('config/dagger.py', 'batch_size = 3')
+    line, = problems('config/dager.py')
+    assert line == 'config/dager.py: there is no such file; did you mean config/dagger.py?'
+
+
 @pytest.mark.parametrize('argv, message', [
     (['--learning_rte=1'], "unknown key 'learning_rte' (--learning_rte); did you mean 'learning_rate'?"),
     (['--batch-size=3'], "unknown key 'batch-size' (--batch-size); did you mean 'batch_size'?"),
@@ -223,8 +229,7 @@ def test_file_refused(problems, line, message):
     (['-batch_size=32'], '-batch_size=32: write --batch_size=32'),
     (['batch_size=32'], 'batch_size=32: write --batch_size=32'),
     (['-h'], '-h: use --help'),
-    (['config/none.py'],
-     "config/none.py:?: FileNotFoundError: [Errno 2] No such file or directory: 'config/none.py'"),
+    (['config/none.py'], 'config/none.py: there is no such file'),
     (['--model=nope'], "no model 'nope'; files that define one: stub_nanowm.py"),
     (['--model=stub_nanowm.py'], "no model 'stub_nanowm.py'; files that define one: stub_nanowm.py"),
     (['--model='], "no model ''; files that define one: stub_nanowm.py"),

@@ -14,7 +14,7 @@ BUDGET = {              # lines, comments and blanks included
     'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
     'cem.py': 160, 'vae.py': 300, 'vision.py': 180, 'metrics.py': 400, 'arx5_export.py': 180,
     'train.py': 620,  # every key has its range, every stop its way to end; refresh; 420 before unpacking
-    'configurator.py': 240,     # owners of keys, and a line for a config of another script
+    'configurator.py': 245,     # owners of keys, and a line for a config of another script
     'contract.py': 225,         # what a model file lacks, said whole before the run
     'checkpoint.py': 350,  # damage of every file in one line, weights to start from, optimizer state by name
     'eval.py': 130,
