@@ -8,7 +8,7 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
     PAD            True: windows may leave the episode, its edges repeat; with Config.drop_n_last_frames none
                    begins in so many frames at the end
     EVAL           names of protocols that judge it; () = by its loss alone
-    SIMULATOR      optional: data/<name>/env.py in which it acts, for runs without a dataset that names one.
+    SIMULATOR      optional: data/<name>/env.py in which it acts; else that which the dataset names.
                    That file has SUITES, check_name, options(cfg, shaped), environments(names, **options), and
                    may have rivals(); its environments have cap, steps, info['won'] and render()
     refresh        optional, with Config.refresh_every: (net, store, step, seed, rank, world) -> scalars.

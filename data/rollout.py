@@ -2,8 +2,8 @@
 Closed loop: a plain list of live environments, one policy batched over them.
 
 No vector environment: Gymnasium's start the next episode by themselves and swallow an action doing so. Here
-an episode that is over leaves the batch. What is random in acting comes from one generator per episode, so an
-episode does not depend on who else was played, nor on who has finished.
+an episode that is over leaves the batch. What is random in acting comes from one generator per episode, so,
+but for rounding, an episode does not depend on who else was played, nor on who has finished.
 """
 from collections import deque
 
@@ -26,6 +26,7 @@ def rollout(envs, seeds, act, history=1):
         chunks = act(stacked([seen[i] for i in live]), [generators[i] for i in live]).cpu().numpy()
         over = set()
         for i, chunk in zip(live, chunks):
+            # left: how many of the chunk are still to come
             for left, action in zip(reversed(range(len(chunk))), chunk):
                 action = int(action[0]) if hasattr(envs[i].action_space, 'n') else action
                 game = games[i]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data.rollout import stacked
 from draw.common import GREEN, INK, PAPER, arrow, blank, gif, words
 
-PANEL, MANY = 256, 100        # px of a picture beside others; calls of a sampler that takes its time
+PANEL = 256                   # px of a picture beside others
 CELL, ACROSS = 26, 16         # px of an action in the picture of a plan, actions per line
 AMBER = (230, 160, 50)
 
@@ -106,13 +106,14 @@ def cell(action, names, deltas, i, done, replan_every):
 def side(path, models, world_file, name, seed, length=0, fps=0):
     """
     models [(title, model)], each from the start `seed`; who is done first waits. Beside a lonely one that can
-    take more calls of its network it is drawn again, with a hundred. length: steps at most. fps: steps per
-    second. -> their best rewards
+    call its network more often (`.act(obs, steps=...)`) it is drawn again, with as many calls as diffusion
+    would take. length: steps at most. fps: steps per second. -> their best rewards
     """
-    players = [(title, model, getattr(model.cfg, 'steps', None)) for title, model in models]
-    if len(players) == 1 and players[0][2] not in (None, MANY):
-        players.append(('the same', players[0][1], MANY))
-    runs = [acted(*player, world_file, name, seed, length) for player in players]
+    runs = [acted(title, model, {}, world_file, name, seed, length) for title, model in models]
+    model = models[0][1]
+    many = getattr(model.cfg, 'num_train_steps', 0)
+    if len(runs) == 1 and many > getattr(model, 'calls', many):
+        runs.append(acted('the same', model, {'steps': many}, world_file, name, seed, length))
     frames = [np.concatenate([frames[min(i, len(frames) - 1)] for frames, _ in runs], 1)
               for i in range(max(len(frames) for frames, _ in runs))]
     fps = fps or 2 * world_file.FPS
@@ -120,23 +121,22 @@ def side(path, models, world_file, name, seed, length=0, fps=0):
     return [best for _, best in runs]
 
 
-def acted(title, model, calls, world_file, name, seed, length):
-    """-> a frame per step, the best reward. calls: of the network per chunk, None where it has no choice."""
+def acted(title, model, how, world_file, name, seed, length):
+    """-> a frame per step, the best reward. how: keywords of .act"""
     env, = world_file.environments([name], **world_file.options(model.cfg))
     past = deque([env.reset(seed=seed)[0]] * model.cfg.n_obs, model.cfg.n_obs)
     generator, frames, best, over = torch.Generator().manual_seed(seed), [], 0.0, False
-    how = {} if calls is None else {'steps': calls}
-    title += f', {calls} call{"s" * (calls > 1)}' if how else ''
     bar = tqdm(total=length or env.cap, desc=title, leave=False, disable=None)
     while not over:
         began = time.perf_counter()
         chunk = model.act(stacked([past]), generators=[generator], **how)[0].cpu().numpy()
         took = 1e3 * (time.perf_counter() - began) / len(chunk)
+        calls = f', {model.calls} call{"s" * (model.calls > 1)}' if hasattr(model, 'calls') else ''
         for i, action in enumerate(chunk):
             obs, reward, terminated, truncated, _ = env.step(action)
             past.append(obs)
             best = max(best, reward)
-            text = f'{title}, {took:.1f} ms per action | best {best:.2f}'
+            text = f'{title}{calls}, {took:.1f} ms per action | best {best:.2f}'
             frames.append(np.concatenate([words(text, 24, PANEL), targets(env.render(), chunk, i)]))
             bar.update()
             over = terminated or truncated or env.steps >= (length or env.cap)

@@ -14,7 +14,7 @@ PushT is also scored: an episode by its best reward, of which `rivals` and minus
     test_mean_score     the mean; per environment `score`, with its 95 % interval score_ci, and the median
     sim_max_reward_<seed>    of each episode
     clipped         share of the actions that were outside of the board
-    and, if the training had a dataset, what protocols/imitation.py says
+    and, where the dataset of the training is at hand, what protocols/imitation.py says
 
     calls_per_action    calls of the network, per action carried out; where the model tells
     ms_per_action, ms_per_action_p99    of .act on one observation at a time: median and 99 % of `timed` calls
@@ -53,7 +53,9 @@ class Keys:
 
 
 def windows(cfg, keys, M):
-    """No clips are judged. Refuses keys that make no sense, and names that the simulator does not know."""
+    """
+    None: what is judged is played. Refuses keys that make no sense, and names that the simulator lacks.
+    """
     common.at_least('env', keys, episodes=1, at_once=1, seed=0, timed=0)
     if hasattr(M, 'SIMULATOR'):                          # else the dataset names it, and `evaluate` asks it
         chosen(importlib.import_module(f'data.{M.SIMULATOR}.env'), keys)
@@ -88,12 +90,14 @@ def seed_of(name, episode, seed):
 def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     """Batches of episodes are dealt out to the ranks."""
     M = common.file_of(model)
-    world_file = simulator(read_meta(folder)) if folder else None
-    if world_file is None and hasattr(M, 'SIMULATOR'):
+    if hasattr(M, 'SIMULATOR'):
         world_file = importlib.import_module(f'data.{M.SIMULATOR}.env')
+    else:
+        world_file = simulator(read_meta(folder)) if folder else None
     if world_file is None:
         sys.exit(f'env protocol: neither {folder}/meta.json (env) nor {M.__name__}.SIMULATOR names a '
                  'simulator')
+    recorded = imitation.errors(model, folder)           # first: what is wrong with the data is said at once
     names, jobs = chosen(world_file, keys), []
     seed, rule = keys.seed or getattr(world_file, 'SEED', 42), getattr(world_file, 'seed_of', seed_of)
     for name in names:
@@ -122,8 +126,7 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
         result['test_mean_score'] = np.mean([row['score'] for row in table.values()])
         result |= {f'sim_max_reward_{int(level)}': score for *_, score, level in rows}
         result['clipped'] = rows[:, -3].sum() / rows[:, 2].sum()
-    if folder:
-        result |= imitation.errors(model, folder)
+    result |= recorded
     if keys.timed:
         result |= latency(model, world_file.environments(names[:1], **options)[0], seed, history, keys.timed)
     for suite, members in world_file.SUITES.items():

@@ -8,6 +8,8 @@ How far what a policy wants is from what the demonstrators did, on recorded obse
 Only the actions that would be carried out count, and only real ones, not what pads the end of an episode. A
 smoke signal: a policy that drifts off has small errors here.
 """
+import os
+
 import numpy as np
 import torch
 
@@ -19,11 +21,17 @@ TRAIN, VAL, BATCH = 64, 512, 64           # windows
 
 
 def errors(model, folder, seed=0):
-    """{name: number}; nothing where actions are no targets for the state."""
+    """
+    {name: number}. Nothing where there is no such folder (a policy may have travelled without its data), no
+    val split in it, or where actions are no targets for the state.
+    """
     M, device = common.file_of(model), common.device_of(model)
     windows = M.windows(model.cfg)
-    q_index = read_meta(folder)['facts'].get('q_index')
-    if 'state' not in windows or q_index is None:
+    if not folder or not os.path.exists(os.path.join(folder, 'meta.json')):
+        return {}
+    meta = read_meta(folder)
+    q_index = meta['facts'].get('q_index')
+    if 'state' not in windows or q_index is None or 'val/state.npy' not in meta['files']:
         return {}
     found = {}
     for split, n in ('train', TRAIN), ('val', VAL):

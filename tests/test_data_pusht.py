@@ -1,5 +1,6 @@
 """data/pusht: the published recordings, read and checked; a simulator that plays them again."""
 import hashlib
+import io
 import json
 import os
 import re
@@ -145,6 +146,10 @@ def test_episodes_end():
     with pytest.raises(AssertionError, match='not finite'):
         env.reset(seed=0)
         env.advance((np.nan, 0))
+    with pytest.raises(SystemExit, match='seed = 4294967296: the starts of PushT are 0 to'):
+        env.reset(seed=2**32)
+    with pytest.raises(AssertionError, match='no episode yet'):
+        E.make_env().advance((0, 0))
 
 
 def test_same_seed_same_episode():
@@ -286,7 +291,7 @@ def test_reads_every_packing(kind, small, tmp_path, monkeypatch):
     assert meta['padded'] == [] and meta['env'] == 'data.pusht.env' and meta['facts']['env_state_dim'] == 18
     training = np.setdiff1d(np.arange(40), rows)
     assert meta['stats']['action']['min'] == arrays['data/action'][training].min(0).tolist()
-    assert str(tmp_path) not in meta['command'] and '--val=1-1,4-4' in meta['command']
+    assert str(tmp_path) not in meta['command'] and '--val=1,4 ' in meta['command']
 
 
 def test_damaged_stores(small, tmp_path, monkeypatch):
@@ -305,6 +310,9 @@ def test_damaged_stores(small, tmp_path, monkeypatch):
              ('data/state/.zarray', lambda path: path.write_text('{'), 'data/state/.zarray is damaged'),
              ('data/state/.zarray', lambda path: path.write_text(path.read_text().replace('blosc', 'gzip')),
               'data/state is no Zarr 2 array'),
+             ('data/state/.zarray', lambda path: path.write_text('[]'), 'data/state is no Zarr 2 array'),
+             ('data/state/.zarray', lambda path: path.write_text('{"zarr_format": 2}'),
+              'data/state is no Zarr 2 array'),
              ('data/action/1.0', lambda path: path.write_bytes((store / 'data/action/0.0').read_bytes()),
               'data/action is not that of the published set')]
     for name, spoil, words in cases:
@@ -313,13 +321,23 @@ def test_damaged_stores(small, tmp_path, monkeypatch):
         spoil(path)
         says(words)
         path.write_bytes(whole)
-    assert make(monkeypatch, f'--src={tmp_path}/nothing', code=1).endswith(
+    def refused(src): return make(monkeypatch, f'--src={src}', f'--out={tmp_path}/set', code=1)
+    assert refused(tmp_path / 'nothing').endswith(
         'not there; want the folder pusht_cchi_v7_replay.zarr, or a .zip or .tar of it')
     (tmp_path / 'text').write_text('no archive')
-    assert 'want the folder' in make(monkeypatch, f'--src={tmp_path}/text', code=1)
+    assert 'want the folder' in refused(tmp_path / 'text')
+    for kind in 'tar', 'gztar', 'zip':                   # the first half of an archive
+        path = shutil.make_archive(str(tmp_path / 'half' / kind), kind, tmp_path, store.name)
+        whole = open(path, 'rb').read()
+        open(path, 'wb').write(whole[:len(whole) // 2])
+        line = refused(path)
+        assert '\n' not in line and re.search('damaged|missing|want the folder', line), line
+    shutil.copytree(store, tmp_path / 'two' / 'a.zarr')
+    shutil.copytree(store, tmp_path / 'two' / 'b.zarr')
+    assert 'holds 2 Zarr stores' in refused(tmp_path / 'two')
     shutil.rmtree(store / 'meta')
     P.archive.cache_clear()
-    assert 'holds 0 Zarr stores' in make(monkeypatch, f'--src={store}', code=1)
+    assert 'holds 0 Zarr stores' in refused(store)
 
 
 def test_missing_rows_of_a_file(small):
@@ -343,7 +361,7 @@ def test_actions_off_the_board(value, small, monkeypatch):
 
 def test_extra_and_download(small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'numcodecs.blosc', None)
-    line = make(monkeypatch, f'--src={small[0]}', code=1)
+    line = make(monkeypatch, f'--src={small[0]}', f'--out={tmp_path}/set', code=1)
     assert line == "PushT's recordings need: pip install -e '.[pusht]'"
     with pytest.raises(SystemExit, match='give --src=pusht.zip'):
         P.download(f'file://{tmp_path}/nowhere.zip', tmp_path / 'a' / 'pusht.zip')
@@ -351,6 +369,47 @@ def test_extra_and_download(small, tmp_path, monkeypatch):
     (tmp_path / 'there.zip').write_bytes(b'abc' * 1000)
     P.download(f'file://{tmp_path}/there.zip', tmp_path / 'a' / 'pusht.zip')
     assert (tmp_path / 'a' / 'pusht.zip').read_bytes() == b'abc' * 1000
+
+
+def test_without_src_it_is_downloaded(small, tmp_path, monkeypatch):
+    """Once: the archive is kept. A second call for a set that is there does nothing."""
+    archive = shutil.make_archive(str(tmp_path / 'server' / 'pusht'), 'zip', tmp_path, small[0].name)
+    monkeypatch.setattr(P, 'URL', f'file://{archive}')
+    monkeypatch.setattr(P, 'DOWNLOAD', tmp_path / 'cache' / 'pusht.zip')
+    make(monkeypatch, f'--out={tmp_path}/set')
+    assert '--src=pusht.zip' in read_meta(tmp_path / 'set')['command'] and P.DOWNLOAD.exists()
+    P.DOWNLOAD.unlink()
+    os.remove(archive)
+    with pytest.raises(SystemExit) as stop:
+        monkeypatch.setattr(sys, 'argv', ['prepare.py', f'--out={tmp_path}/set'])
+        P.main()
+    assert stop.value.code == 0
+
+
+def test_a_broken_connection_leaves_nothing(tmp_path, monkeypatch):
+    class Answer(io.BytesIO):
+        headers = {'Content-Length': '5000'}
+    monkeypatch.setattr(P.urllib.request, 'urlopen', lambda *args, **keys: Answer(b'x' * 900))
+    with pytest.raises(SystemExit, match='broke after 900 of 5000 bytes'):
+        P.download('https://somewhere', tmp_path / 'a.zip')
+    assert not [*tmp_path.iterdir()]
+
+
+def test_val_names_episodes(small, tmp_path, monkeypatch):
+    """A number is that of an episode; a share is drawn of all; --limit keeps what it can of the published."""
+    store, arrays = small
+    for val, want in ('0,3', [0, 3]), ('2-3', [2, 3]):
+        make(monkeypatch, f'--src={store}', f'--out={tmp_path}/{val}', f'--val={val}')
+        got, spans = (np.load(tmp_path / val / 'val' / f'{key}.npy') for key in ('pose', 'episodes'))
+        firsts = [0, *arrays['meta/episode_ends'][:-1]]
+        assert [got[start].tolist() for start, _ in spans] == [arrays['data/state'][firsts[i]].tolist()
+                                                               for i in want]
+    make(monkeypatch, f'--src={store}', f'--out={tmp_path}/few', '--limit=3')
+    assert read_meta(tmp_path / 'few')['counts']['val']['frames'] == 7            # episode 1
+    make(monkeypatch, f'--src={store}', f'--out={tmp_path}/drawn', '--max_episodes=2')
+    assert read_meta(tmp_path / 'drawn')['counts']['train']['episodes'] == 2
+    line = make(monkeypatch, f'--src={store}', '--max_episodes=2', '--val=0.1', code=1)
+    assert line.startswith('--val=0.1: the published draw')
 
 
 def test_published_draw():

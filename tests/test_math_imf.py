@@ -215,6 +215,28 @@ def test_diffusion_is_diffusers(steps):
         assert (theirs.add_noise(x, eps, level) - P.add_noise(x, eps, bars[level])).abs().max() < 1e-6
 
 
+def test_calls_by_objective():
+    """0 is what the objective is meant for."""
+    for objective, calls in ('imf', 1), ('flow', 10), ('ddpm', 100):
+        cfg = tiny(objective=objective)
+        model = P.Model(cfg).eval()
+        model.act(batch_of(cfg))
+        assert model.calls == P.calls_of(cfg, 0) == calls
+        model.act(batch_of(cfg), steps=2)
+        assert model.calls == 2
+    with pytest.raises(ValueError, match='steps = 3: ddpm wants a divisor'):
+        model.act(batch_of(cfg), steps=3)
+
+
+def test_loss_of_a_validation_is_the_plain_error():
+    """That of training is divided by itself, and hardly moves."""
+    torch.manual_seed(0)
+    model, batch = P.Model(tiny()), batch_of(tiny()) | {'noise': torch.randn(4, 10, 2)}
+    batch['r'], batch['t'] = torch.tensor([[.1, .2, .3, .4], [.1, .5, .3, .9]])
+    trained, judged = model(batch), model.eval()(batch)
+    assert torch.allclose(judged['loss'], trained['mse_u']) and trained['loss'] > 1.9
+
+
 def test_steps_of_ddpm():
     """All steps are DDPM, which draws noise; fewer are DDIM, which does not."""
     torch.manual_seed(0)
@@ -346,7 +368,9 @@ def test_flops_are_those_of_the_matmuls():
 @pytest.mark.parametrize('over, word', [
     ({'objective': 'gan'}, 'objective'), ({'obs': 'pose'}, 'obs'), ({'derivative': 'guess'}, 'derivative'),
     ({'n_embd': 30}, 'n_embd'), ({'horizon': 8}, 'horizon'), ({'crop': 97, 'obs': 'image'}, 'crop'),
-    ({'steps': 0}, 'steps'), ({'objective': 'ddpm', 'steps': 101}, 'steps'), ({'dropout': 1.5}, 'dropout'),
+    ({'steps': -1}, 'steps'), ({'objective': 'ddpm', 'steps': 101}, 'steps'), ({'dropout': 1.5}, 'dropout'),
+    ({'objective': 'ddpm', 'steps': 60}, 'steps'), ({'dropout': 0.1, 'derivative': 'difference'}, 'dropout'),
+    ({'crop': 32, 'obs': 'image'}, 'crop'), ({'p_mean': math.inf}, 'p_mean'), ({'n_embd': 10}, 'n_embd'),
     ({'norm_eps': 0.0}, 'norm_eps'), ({'time_scale': math.inf}, 'time_scale'),
     ({'drop_n_last_frames': -1}, 'drop_n_last_frames')])
 def test_impossible_values(over, word):

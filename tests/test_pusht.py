@@ -163,7 +163,7 @@ def test_pictures(out_dir, boards, tmp_path, short):
 
 @pytest.mark.parametrize('flags, words', [
     (['--envs=pushT'], "no environment 'pushT'; did you mean 'pusht'?"),
-    (['--steps=0'], 'steps = 0: must be at least 1'),
+    (['--steps=-1'], 'steps = -1: must be 0 or more'),
     (['--episodes=0'], 'episodes = 0'), (['--timed=-1'], 'timed = -1')])
 def test_mistakes_are_one_line(flags, words, out_dir):
     _, err = script('eval.py', f'--ckpt={out_dir}', *flags, code=(1, 2))

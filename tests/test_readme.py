@@ -42,7 +42,7 @@ def of_python(text):
 
 CALLS = sorted({(name, tuple(args)) for text in GUIDES.values() for name, args in of_python(text)})
 # these take no flags
-WITHOUT_HELP = {'nanowm.py', 'arx5_gpt.py', 'remdm.py', 'arx5_export.py', 'logger.py', 'tests/golden.py',
+WITHOUT_HELP = {'nanowm.py', 'arx5_gpt.py', 'remdm.py', 'imf_policy.py', 'arx5_export.py', 'logger.py', 'tests/golden.py',
                 'tests/figures.py'}
 HELP = {}
 
@@ -62,7 +62,7 @@ def more_keys(name):
     for path in ROOT.glob('protocols/*.py') if name == 'eval.py' else ():
         module = importlib.import_module(f'protocols.{path.stem}')
         keys += vars(module.Keys()) if hasattr(module, 'Keys') else ()
-    for model in ('nanowm', 'arx5_gpt'):
+    for model in ('nanowm', 'arx5_gpt', 'remdm', 'imf_policy'):
         keys += importlib.import_module(model).SAMPLING
     return '\n' + '\n'.join(f'  {key}' for key in keys)
 

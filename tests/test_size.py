@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 WIDTH = 110             # of a line of code, comment or test
 BUDGET = {              # lines, comments and blanks included
     'README.md': 150, 'docs/*.md': 120,
-    'nanowm.py': 690, 'imf_policy.py': 500, 'remdm.py': 650, 'arx5_gpt.py': 480, 'act.py': 430,
+    'nanowm.py': 690, 'imf_policy.py': 525, 'remdm.py': 650, 'arx5_gpt.py': 480, 'act.py': 430,
     'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
     'cem.py': 160, 'vae.py': 300, 'vision.py': 180, 'metrics.py': 400, 'arx5_export.py': 180,
     'train.py': 620,  # every key has its range, every stop its way to end; refresh; 420 before unpacking
@@ -26,7 +26,7 @@ BUDGET = {              # lines, comments and blanks included
     'data/statistics.py': 60, 'data/rollout.py': 60,
     'data/layout.py': 280,      # every way in which a folder can be wrong has its line
     'data/writer.py': 380,      # refuses before the work what would train wrongly; 290 while it was squeezed
-    'data/[!p]*/prepare.py': 185, 'data/pusht/prepare.py': 225,      # reads Zarr out of three packings
+    'data/[!p]*/prepare.py': 185, 'data/pusht/prepare.py': 240,      # reads Zarr out of three packings
     'data/lerobot/reader.py': 180, 'data/*/env.py': 380,
     'data/minihack/oracles.py': 265, 'data/minihack/play.py': 75, 'data/minihack/pixels.py': 120,
     'data/*/readme.md': 25,

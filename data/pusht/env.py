@@ -6,13 +6,13 @@ PushT: push a T onto its mark with a disc. Pymunk moves things, Pillow draws the
     env.advance(target)                    # the same without looking: no picture is drawn, no obs returned
 
 As published with Diffusion Policy (arXiv 2303.04137): a square of 512 px, y down; 10 actions a second, each a
-target for the disc, which a critically damped spring pulls there in 10 substeps. All speed is lost in every
-substep, so the T slides only while it is pushed. reward = min(covered share of the mark / 0.95, 1); an
+target for the disc, which a critically damped spring pulls there in 10 substeps. The T loses all speed in
+every substep, so it slides only while it is pushed. reward = min(covered share of the mark / 0.95, 1); an
 episode is won and over beyond 0.95, or ends after 300 steps. Its score is the best reward on the way.
 
-reset(seed) is the published one ("legacy"): the position of the T is set first and its angle then, about its
-centre of gravity. The demonstrations start from seeds 0 to 205 like this, the tests are 100000 to 100049.
-Read `PushT.advance` first.
+reset(seed) is the published one ("legacy"): the T is put somewhere, then turned about its centre of gravity,
+so that its origin moves once more: seed 100000 draws (335, 128) and gets (299.6, 145.2). The demonstrations
+start from seeds 0 to 205 like this, the tests are 100000 to 100049. Read `PushT.advance` first.
 """
 import difflib
 import math
@@ -190,7 +190,7 @@ class PushT(gymnasium.Env):
         except ImportError:
             sys.exit("PushT needs: pip install -e '.[pusht]'")
         self.space = pymunk.Space()
-        self.space.damping = 0                           # all speed is lost in every substep
+        self.space.damping = 0                           # what is dynamic, the T, loses all speed
         for a, b in WALLS:
             self.space.add(pymunk.Segment(self.space.static_body, a, b, 2))
         self.disc = pymunk.Body(body_type=pymunk.Body.KINEMATIC)
@@ -203,6 +203,8 @@ class PushT(gymnasium.Env):
 
     def reset(self, seed=None, options=None):
         """Start `seed`, below 2^32; None draws one."""
+        if seed is not None and not 0 <= seed < 2**32:
+            sys.exit(f'seed = {seed}: the starts of PushT are 0 to 2^32 - 1')
         super().reset(seed=seed)
         if seed is None:
             seed = int(self.np_random.integers(2**32))
@@ -241,7 +243,7 @@ class PushT(gymnasium.Env):
 
     def advance(self, action):
         """The disc goes towards `action` for 0.1 s. -> reward, terminated, truncated, info"""
-        assert not self.over, 'the episode is over: reset first'
+        assert not self.over, 'no episode yet, or it is over: reset first'
         x, y = (float(value) for value in action)
         assert math.isfinite(x + y), f'action {action} is not finite'
         self.target = min(max(x, 0.0), WORLD), min(max(y, 0.0), WORLD)

@@ -7,10 +7,10 @@ The set is a Zarr store, version 2: a folder per array, with files of 161 rows e
 We read it file by file, compare sha256 of all that was decoded, and write a row per frame at 10 Hz:
 
     image.top (3, 96, 96)    what a camera above sees
-    state (2,)               the agent, px of a world of 512; y is down
+    state (2,)               the disc, px of a world of 512; y is down
     env_state (18,)          nine points of the T, px: only a simulator knows them
-    pose (5,)                agent, T and its angle, as recorded: for tests and pictures, no model reads it
-    action (2,)              where the mouse was, px; the agent is drawn there. Also real after the last frame
+    pose (5,)                disc, T and its angle, as recorded: for tests and pictures, no model reads it
+    action (2,)              where the mouse was, px; the disc is pulled there. The last one is real, too
 
 Episodes 18, 90, 134 and 157 validate, as published. Read `rows` first; the simulator is in env.py.
 """
@@ -21,6 +21,7 @@ import sys
 import tarfile
 import urllib.request
 import zipfile
+import zlib
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.writer import common, flags, write  # noqa: E402
 
 URL = 'https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip'
+DOWNLOAD = Path(__file__).resolve().parents[1] / 'pusht_download' / 'pusht.zip'
 N, EPISODES = 25_650, 206
 ARRAYS = {       # shape of a row, what we keep it as, sha256 of all rows in that dtype
     'data/img': ((96, 96, 3), 'uint8', '65dd40b1f0e3ccceb65db847224c4d85e922174c7a3e98c1cd5f3d84cb272700'),
@@ -39,6 +41,7 @@ ARRAYS = {       # shape of a row, what we keep it as, sha256 of all rows in tha
     'data/keypoint': ((9, 2), 'float32', '2419980734c1d41050f8fbf7513031e6e784168bafbe42bcec81fdebe44c6611'),
     'meta/episode_ends': ((), 'int64', '82db02e667c59a83fedb211ab9b84182591b75009df1385210d5235197f93d72')}
 VAL = 18, 90, 134, 157           # default_rng(42).choice(206, 4), as published
+DAMAGE = RuntimeError, ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError
 
 
 # ---- the store: files of a folder or an archive ----
@@ -46,17 +49,23 @@ VAL = 18, 90, 134, 157           # default_rng(42).choice(206, 4), as published
 @cache
 def archive(src):
     """-> read(name of a file in the store) -> bytes; KeyError where there is no such file."""
+    try:
+        return opened(src)
+    except DAMAGE as error:
+        sys.exit(f'--src={src}: is damaged ({error}); copy or download it again')
+
+
+def opened(src):
     path, mark = Path(src), 'meta/episode_ends/.zarray'
     if path.is_dir():
-        tops = [path, *path.glob('*.zarr'), *path.glob('*/*.zarr')]
-        top = next((top for top in tops if (top / mark).is_file()), None)
+        names = [top / mark for top in (path, *path.glob('*.zarr'), *path.glob('*/*.zarr'))]
+        names = [name for name in names if name.is_file()]
 
         def read(name):
             try:
-                return (top / name).read_bytes()
+                return (names[0].parents[2] / name).read_bytes()
             except FileNotFoundError:
                 raise KeyError(name) from None
-        names = [mark] if top else []
     elif zipfile.is_zipfile(path):
         file = zipfile.ZipFile(path)
         names = [name for name in file.namelist() if name.endswith(mark)]
@@ -81,15 +90,19 @@ def header(src, array):
         said = json.loads(archive(src)(f'{array}/.zarray'))
     except KeyError:
         sys.exit(f'--src={src}: the store has no array {array}')
-    except ValueError as error:
+    except DAMAGE as error:
         sys.exit(f'--src={src}: {array}/.zarray is damaged ({error})')
-    known = said.get('zarr_format') == 2 and said.get('order') == 'C' and not said.get('filters')
-    blosc = (said.get('compressor') or {}).get('id') == 'blosc'
-    if not known or not blosc or said['shape'][1:] != list(shape):
-        sys.exit(f'--src={src}: {array} is no Zarr 2 array of rows {list(shape)}, in C order, behind Blosc')
-    if said['chunks'][1:] != list(shape):
-        sys.exit(f'--src={src}: {array} is cut within its rows, {said["chunks"]}; want files of whole rows')
-    return said['shape'][0], said['chunks'][0], np.dtype(said['dtype'])
+    try:
+        known = said['zarr_format'] == 2 and said['order'] == 'C' and not said['filters']
+        known = known and said['compressor']['id'] == 'blosc' and said['shape'][1:] == list(shape)
+        whole = said['chunks'][1:] == list(shape)        # a file holds whole rows
+        found = said['shape'][0], said['chunks'][0], np.dtype(said['dtype'])
+    except (KeyError, TypeError, IndexError):
+        known = False
+    if not known or not whole:
+        sys.exit(f'--src={src}: {array} is no Zarr 2 array of rows {list(shape)}, whole in their files, in C '
+                 'order, behind Blosc')
+    return found
 
 
 @lru_cache(maxsize=8)
@@ -106,7 +119,7 @@ def piece(src, array, number):
         data = np.frombuffer(decompress(archive(src)(name)), dtype)
     except KeyError:
         sys.exit(f'--src={src}: {name} is missing; copy or download the store again')
-    except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         sys.exit(f'--src={src}: {name} is damaged ({error}); copy or download the store again')
     if data.size != per_file * int(np.prod(shape)):
         sys.exit(f'--src={src}: {name} holds {data.size} numbers, want {per_file} rows of {list(shape)}; '
@@ -124,7 +137,8 @@ def rows(src, array, start, end):
 
 def check(src):
     """All of it against the sha256 of the published set: one line about the first array that differs."""
-    bar = tqdm(total=N * len(ARRAYS), desc='check', unit=' rows', disable=None, leave=False)
+    total = sum(header(src, array)[0] for array in ARRAYS)
+    bar = tqdm(total=total, desc='check', unit=' rows', disable=None, leave=False)
     for array, (_, _, known) in ARRAYS.items():
         n, per_file, _ = header(src, array)
         sha = hashlib.sha256()
@@ -146,6 +160,7 @@ def episode(i, src, chosen):
     number = chosen[i]
     start, end = int(ends[number - 1]) if number else 0, int(ends[number])
     pose, action = (rows(src, array, start, end) for array in ('data/state', 'data/action'))
+    # `check` has compared all bytes; this is for a set of somebody else's, read with these functions
     bad = ~(np.isfinite(action) & (action >= 0) & (action <= 512)).all(1)
     if bad.any():
         t = int(bad.argmax())
@@ -168,12 +183,15 @@ def download(url, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix('.part')
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer, open(part, 'wb') as file, \
-                tqdm(total=int(answer.headers.get('Content-Length', 0)), desc=path.name, unit='B',
-                     unit_scale=True, disable=None) as bar:
+        with urllib.request.urlopen(url, timeout=60) as answer, open(part, 'wb') as file:
+            total = int(answer.headers.get('Content-Length', 0))
+            bar = tqdm(total=total, desc=path.name, unit='B', unit_scale=True, disable=None)
             while data := answer.read(1 << 20):
                 file.write(data)
                 bar.update(len(data))
+            bar.close()
+            if total and file.tell() != total:
+                raise OSError(f'the connection broke after {file.tell()} of {total} bytes')
     except OSError as error:
         part.unlink(missing_ok=True)
         sys.exit(f'{url}: {error}; download it some other way and give --src=pusht.zip')
@@ -188,21 +206,23 @@ def main():
     args = p.parse_args()
     if not 0 <= args.max_episodes <= EPISODES - len(VAL):
         sys.exit(f'--max_episodes={args.max_episodes}: want 1 to {EPISODES - len(VAL)}, or 0 for all')
-    told, src = args.src, args.src
-    if src is None:
-        src = Path(__file__).resolve().parents[1] / 'pusht_download' / 'pusht.zip'
-        if not src.exists():
-            download(URL, src)
-    src = str(Path(src).resolve())
-    if not Path(src).exists():
-        sys.exit(f'--src={told}: not there; want the folder pusht_cchi_v7_replay.zarr, or a .zip or .tar of '
-                 'it')
-    check(src)
-    chosen = draw(args.max_episodes)
-    if args.val == p.get_default('val'):
-        chosen = sorted({*chosen, *VAL})
+    published = args.val == p.get_default('val')
+    if args.max_episodes and not published:
+        sys.exit(f'--val={args.val}: the published draw of --max_episodes goes with the published --val')
+    chosen = sorted({*draw(args.max_episodes), *VAL})    # all of them without --max_episodes: i is episode i
+    args.src = src = str(Path(args.src or DOWNLOAD).resolve())
+    if not Path(args.out).exists():                      # else `write` refuses, and nothing is to be done
+        if Path(src) == DOWNLOAD and not DOWNLOAD.exists():
+            download(URL, DOWNLOAD)
+        if not Path(src).exists():
+            sys.exit(f'--src={src}: not there; want the folder pusht_cchi_v7_replay.zarr, or a .zip or .tar '
+                     'of it')
+        check(src)
+    given = common(args, __file__)
+    if published:
         n = min(args.limit or len(chosen), len(chosen))
-        args.val = ','.join(f'{i}-{i}' for i in range(n) if chosen[i] in VAL) or '0.1'
+        # places in `chosen`; where --limit leaves none of them, any tenth will do
+        given['val'] = ','.join(f'{i}-{i}' for i in range(n) if chosen[i] in VAL) or '0.1'
     info = {'source': "PushT, human demonstrations of Diffusion Policy (arXiv 2303.04137)",
             'revision': f'pusht_cchi_v7_replay, actions with sha256 {ARRAYS["data/action"][2]}',
             'fps': 10, 'env': 'data.pusht.env', 'action_names': ['x', 'y'], 'state_names': ['x', 'y'],
@@ -210,8 +230,7 @@ def main():
             'units': {'image.top': '0-255', 'pose': 'px, px, px, px, rad',
                       **{key: 'px; x right, y down' for key in ('state', 'env_state', 'action')}},
             'facts': {'env_state_dim': 18, 'image_size': 96}}
-    write(args.out, partial(episode, src=src, chosen=chosen), len(chosen), info=info, padded=(),
-          **common(args, __file__))
+    write(args.out, partial(episode, src=src, chosen=chosen), len(chosen), info=info, padded=(), **given)
 
 
 if __name__ == '__main__':
