@@ -42,8 +42,8 @@ def of_python(text):
 
 CALLS = sorted({(name, tuple(args)) for text in GUIDES.values() for name, args in of_python(text)})
 # these take no flags
-WITHOUT_HELP = {'nanowm.py', 'arx5_gpt.py', 'remdm.py', 'imf_policy.py', 'arx5_export.py', 'logger.py', 'tests/golden.py',
-                'tests/figures.py'}
+WITHOUT_HELP = {'nanowm.py', 'arx5_gpt.py', 'remdm.py', 'imf_policy.py', 'arx5_export.py', 'logger.py',
+                'tests/golden.py', 'tests/figures.py'}
 HELP = {}
 
 
