@@ -20,7 +20,7 @@ from dataclasses import asdict, fields
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from configurator import Owner, configure, polite_exit
+from configurator import configure, polite_exit
 
 if __name__ == '__main__':
     polite_exit()                                        # importing torch takes seconds
@@ -53,14 +53,12 @@ MODES = ('eager', 'compiled', 'graph')
 
 def owners(wanted):
     """The Config of the model that is asked for, at its preset, owns the other keys."""
-    name, at = str(wanted['model']), str(wanted['preset'])
+    name = str(wanted['model'])
     M = contract.load(name)
     missing = contract.defects(M, whole=True)
     if missing:
         sys.exit(f'{name}.py is no model yet: {"; ".join(missing)}; see contract.py')
-    if at not in M.PRESETS:
-        sys.exit(f'preset = {at!r}: {name} has {", ".join(M.PRESETS)}')
-    yield Owner(f'{name}.Config, preset {at}', dict(vars(M.PRESETS[at])), M.__file__)
+    yield timing.preset_of(M, wanted)
 
 
 def build(M, cfg, clock, mode='eager'):

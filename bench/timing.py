@@ -19,6 +19,7 @@ from statistics import median
 import torch
 
 import checkpoint
+from configurator import Owner
 from logger import peak_of
 from protocols.common import try_output
 
@@ -152,6 +153,15 @@ def randomise(model, std=0.02):
         for p in model.parameters():
             p.add_(torch.randn_like(p) * std)
     return model
+
+
+def preset_of(M, wanted, without=()):
+    """For configure(): the Config of model file M at the preset that is asked for owns the other keys."""
+    at = str(wanted['preset'])
+    if at not in M.PRESETS:
+        sys.exit(f'preset = {at!r}: {M.__name__} has {", ".join(M.PRESETS)}')
+    keys = {key: value for key, value in vars(M.PRESETS[at]).items() if key not in without}
+    return Owner(f'{M.__name__}.Config, preset {at}', keys, M.__file__)
 
 
 def to(batch, device):

@@ -20,7 +20,7 @@ from statistics import median
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from configurator import Owner, configure, polite_exit
+from configurator import configure, polite_exit
 
 if __name__ == '__main__':
     polite_exit()                                        # importing torch takes seconds
@@ -53,10 +53,7 @@ TOLERANCE = 1e-5              # float32: what the two ways may differ by
 
 def owners(wanted):
     """arx5_gpt's Config at the preset owns the other keys; those of a trained run stand in its checkpoint."""
-    at = str(wanted['preset'])
-    if at not in arx5_gpt.PRESETS:
-        sys.exit(f'preset = {at!r}: arx5_gpt has {", ".join(arx5_gpt.PRESETS)}')
-    yield Owner(f'arx5_gpt.Config, preset {at}', dict(vars(arx5_gpt.PRESETS[at])), arx5_gpt.__file__)
+    yield timing.preset_of(arx5_gpt, wanted)
 
 
 # ---- the plain way: nanoGPT's blocks, one network per member ----

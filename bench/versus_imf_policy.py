@@ -19,7 +19,7 @@ from statistics import median
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from configurator import Owner, configure, polite_exit
+from configurator import configure, polite_exit
 
 if __name__ == '__main__':
     polite_exit()                                        # importing torch takes seconds
@@ -46,10 +46,7 @@ TOLERANCE = 1e-3              # float32: of a gradient, relative to the largest 
 
 def owners(wanted):
     """imf_policy's Config at the preset owns the other keys."""
-    at = str(wanted['preset'])
-    if at not in imf_policy.PRESETS:
-        sys.exit(f'preset = {at!r}: imf_policy has {", ".join(imf_policy.PRESETS)}')
-    yield Owner(f'imf_policy.Config, preset {at}', dict(vars(imf_policy.PRESETS[at])), imf_policy.__file__)
+    yield timing.preset_of(imf_policy, wanted)
 
 
 class Naive(imf_policy.Model):

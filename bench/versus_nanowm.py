@@ -16,7 +16,7 @@ from statistics import median
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from configurator import Owner, configure, polite_exit
+from configurator import configure, polite_exit
 
 if __name__ == '__main__':
     polite_exit()                                        # importing torch takes seconds
@@ -42,12 +42,7 @@ TOLERANCE = 1e-4              # float32: what the outputs of the two ways may di
 
 def owners(wanted):
     """nanowm's Config at the preset owns the other keys, but for the two that are set here."""
-    at = str(wanted['preset'])
-    if at not in nanowm.PRESETS:
-        sys.exit(f'preset = {at!r}: nanowm has {", ".join(nanowm.PRESETS)}')
-    fixed = 'input', 'injection'
-    keys = {key: value for key, value in vars(nanowm.PRESETS[at]).items() if key not in fixed}
-    yield Owner(f'nanowm.Config, preset {at}', keys, nanowm.__file__)
+    yield timing.preset_of(nanowm, wanted, without=('input', 'injection'))
 
 
 class PerPatchBlock(nanowm.Block):

@@ -15,7 +15,7 @@ from statistics import median
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from configurator import Owner, configure, polite_exit
+from configurator import configure, polite_exit
 
 if __name__ == '__main__':
     polite_exit()                                        # importing torch takes seconds
@@ -41,10 +41,7 @@ TOLERANCE = 1e-4              # float32: what the outputs of the two ways may di
 
 def owners(wanted):
     """remdm's Config at the preset owns the other keys."""
-    at = str(wanted['preset'])
-    if at not in remdm.PRESETS:
-        sys.exit(f'preset = {at!r}: remdm has {", ".join(remdm.PRESETS)}')
-    yield Owner(f'remdm.Config, preset {at}', dict(vars(remdm.PRESETS[at])), remdm.__file__)
+    yield timing.preset_of(remdm, wanted)
 
 
 class Reference(remdm.Model):
