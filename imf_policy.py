@@ -188,8 +188,9 @@ def imf_loss(uv, x, e, r, t, cfg, weight):
     """
     z, target = interpolate(x, e, t), e - x
     u, v = uv(z, r, t, slice(None))
-    # (t - r) du/dt is nothing where r = t, so only the other rows are differentiated
-    moving = (t > r).nonzero()[:, 0]
+    # (t - r) du/dt is nothing where r = t, so only the other rows are differentiated; they are counted, not
+    # looked for, because to ask a GPU for them would stop it in every step
+    moving = torch.arange(round(cfg.r_equals_t * len(x)), len(x), device=x.device)
     change = torch.zeros_like(u)
     if len(moving):
         change[moving] = du_dt(uv, z[moving], r[moving], t[moving], moving, cfg.derivative).to(u.dtype)
@@ -390,8 +391,8 @@ class Model(nn.Module):
     def forward(self, batch):
         """
         {'loss', ...}. Times t, and for imf r, (B,) each (ddpm: t in whole numbers), and noise like the
-        actions are drawn unless the batch brings them. imf in eval mode: the plain error, for a loss that is
-        divided by itself hardly moves.
+        actions are drawn unless the batch brings them, with r = t in the first r_equals_t of the rows. imf in
+        eval mode: the plain error, for a loss that is divided by itself hardly moves.
         """
         cfg, x = self.cfg, self.normalise(batch, 'action')
         B, device, seen = len(x), x.device, self.encode(batch)
