@@ -54,6 +54,7 @@ class Config:
     n_embd: int = 256             # token width
     n_head: int = 4               # attention heads
     n_layer: int = 6              # decoder blocks
+    init_std: float = 0.02        # of the linear layers' weights; 0: 1 / sqrt(inputs), for narrow networks
     dropout: float = 0.0          # in the blocks, and of attention weights; published 0.3
     crop: int = 76                # px, above 32, of the picture: at random in training, else its middle
     # the chunk
@@ -332,10 +333,9 @@ class Model(nn.Module):
             self.register_buffer(f'{key}_min', torch.zeros(n))       # of the training data, from meta.json
             self.register_buffer(f'{key}_max', torch.ones(n))
 
-    @staticmethod
-    def initialise(module):
+    def initialise(self, module):
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=self.cfg.init_std or module.in_features ** -0.5)
             nn.init.zeros_(module.bias)
 
     # ---- units ----

@@ -6,8 +6,9 @@ NetHack's seeds come from the names (see `seed_of`), so that a training meets on
     win_<name>      of one environment
     envs            per environment: win with its 95 % interval (Wilson: lo, hi) and n; mean steps, of all
                     episodes and of those that were won; mean reward (NetHack: the shaped one); the cap;
-                    `rivals`, the wins of players that learned nothing, on the same levels; minus_best,
-                    the model minus the best of them there, with a paired 95 % interval
+                    `rivals`, the wins of simple players on the same levels, those that the simulator
+                    names and those of protocols/imitation.py; minus_best, the model minus the best of them
+                    there, with a paired 95 % interval
 
 PushT is also scored: an episode by its best reward, of which `rivals` and minus_best then speak.
 
@@ -105,8 +106,10 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
             last = min(i + keys.at_once, keys.episodes)
             jobs.append((name, [rule(title(name), episode, seed) for episode in range(i, last)]))
     played, options = [], world_file.options(model.cfg, shaped=True)
-    rivals, measure = rivals_of(world_file.__name__), getattr(world_file, 'SCORE', 'won')
-    history = getattr(model.cfg, 'n_obs', 1)
+    measure, history = getattr(world_file, 'SCORE', 'won'), getattr(model.cfg, 'n_obs', 1)
+    rivals = rivals_of(world_file.__name__) | {
+        who: imitator(act, world_file.__name__, history, measure)
+        for who, act in imitation.players(model, folder).items()}
     bar = tqdm(total=len(names) * keys.episodes, desc='eval env', leave=False,
                disable=quiet or rank > 0 or None)
     for name, seeds in jobs[rank::world]:
@@ -124,7 +127,8 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     result = {'win': np.mean([row['win'] for row in table.values()])}
     if measure != 'won':
         result['test_mean_score'] = np.mean([row['score'] for row in table.values()])
-        result |= {f'sim_max_reward_{int(level)}': score for *_, score, level in rows}
+        by_seed = rows[rows[:, -1].argsort(kind='stable')]
+        result |= {f'sim_max_reward_{int(level)}': score for *_, score, level in by_seed}
         result['clipped'] = rows[:, -3].sum() / rows[:, 2].sum()
     result |= recorded
     if keys.timed:
@@ -142,6 +146,17 @@ def rivals_of(world_file):
     world_file = sys.modules[world_file]
     players = world_file.rivals() if hasattr(world_file, 'rivals') else {}
     return {who: cache(play) for who, play in players.items()}
+
+
+@cache
+def imitator(act, world_file, history, measure):
+    """The same of a player that learned from demonstrations; it sees what the simulator shows by default."""
+    @cache
+    def play(name, seed):
+        envs = sys.modules[world_file].environments([name])
+        game, = rollout(envs, [seed], lambda obs, generators: act(obs), history)
+        return float(game[measure])
+    return play
 
 
 def latency(model, env, seed, history, times):

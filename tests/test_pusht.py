@@ -90,11 +90,12 @@ def test_score_and_its_interval(out_dir, tmp_path, short):
     assert result['seed'] == 100000
     assert row['score_ci'][0] <= row['score'] <= row['score_ci'][1]
     assert row['score_median'] == pytest.approx(np.median(scores))
-    assert row['rivals'].keys() == {'nothing', 'random'}
+    assert row['rivals'].keys() == {'nothing', 'random', 'nearest', 'linear'}
     best = max(row['rivals'].values())
     assert row['minus_best'] == pytest.approx(row['score'] - best)
     assert result['calls_per_action'] == 1 / 8 and 0 < result['ms_per_action'] <= result['ms_per_action_p99']
     assert 'score' in err and 'nothing' in err and result['hold_rmse'] > 0
+    assert result['nearest_rmse'] > 0 and result['linear_rmse'] > 0
     # the same starts, and the same noise, whoever else is played beside
     again = json.loads(script(*judge, '--episodes=3', '--at_once=1', '--timed=0')[0])
     assert again['test_mean_score'] == pytest.approx(result['test_mean_score'], abs=1e-3)
