@@ -105,7 +105,7 @@ def check(cfg):
     for key in ('p_std', 'norm_eps', 'time_scale'):
         if not 0 < getattr(cfg, key) < math.inf:
             raise ValueError(f'{key} = {getattr(cfg, key)}: must be above 0, and finite')
-    for key in ('drop_n_last_frames', 'encoder_weight_decay', 'steps'):
+    for key in ('init_std', 'drop_n_last_frames', 'encoder_weight_decay', 'steps'):
         if not 0 <= getattr(cfg, key) < math.inf:
             raise ValueError(f'{key} = {getattr(cfg, key)}: must be 0 or more, and finite')
     if not math.isfinite(cfg.p_mean):

@@ -112,7 +112,7 @@ def cut(store, ids, n_context, device):
 def finite(store, ids):
     """The windows, or one line about a number in them that is none."""
     clips = store.windows_at(ids)
-    for key in ('state', 'action'):
+    for key in clips.keys() & {'env_state', 'state', 'action'}:
         bad = ~torch.isfinite(clips[key].flatten(1)).all(1)
         if bad.any():
             episode, row = (int(x[bad.nonzero()[0, 0]]) for x in store.locate(ids))

@@ -13,7 +13,7 @@ Where the data hold `env_state`, the demonstrations also make two players withou
 protocols/env.py lets them play:
 
     nearest     does what a demonstrator did when all that was seen was most like what is seen now
-    linear      least squares from what is seen to the actions, these relative to where the robot is
+    linear      ridge regression from what is seen to the actions, these relative to where the robot is
 
 They see the numbers of `env_state` and `state`, even where the model must make do with a picture.
 """
@@ -30,7 +30,7 @@ from protocols.least_squares import solve
 
 TRAIN, VAL, BATCH = 64, 512, 64           # windows
 NUMBERS = 'env_state', 'state'            # what players see
-PENALTY = 1e-4  # of least squares: points of a rigid thing depend on each other, and differ by rounding only
+PENALTY = 1e-4  # of the ridge: points of a rigid thing depend on each other, and differ by rounding only
 
 
 def commanded(model, folder):
@@ -86,7 +86,7 @@ def players(model, folder):
 def fitted(folder, q_index, seen, n_action, edges):
     windows = dict.fromkeys(NUMBERS, seen) | {'action': range(n_action)}
     store = Store(folder, 'train', windows, **dict(edges))
-    shown = store.windows_at(np.arange(len(store)))
+    shown = common.finite(store, np.arange(len(store)))
 
     def numbers(obs):
         return torch.cat([obs[key].double().cpu().flatten(1) for key in NUMBERS], 1)

@@ -254,6 +254,16 @@ def test_parameter_counts(over, trunk):
     assert sum(p.numel() for p in model.encoder.resnet.parameters()) == 11_176_512
 
 
+def test_weights_at_the_start():
+    """Normal with init_std; with 0 the spread of a layer's output is that of its input, in every width."""
+    torch.manual_seed(0)
+    for n_embd in (64, 256):
+        for init_std, want in (0.02, 0.02), (0.0, n_embd ** -0.5):
+            layer = P.Model(P.Config(obs='keypoints', n_embd=n_embd, init_std=init_std)).blocks[0].linear1
+            assert layer.weight.std().item() == pytest.approx(want, rel=0.05)
+            assert not layer.bias.any()
+
+
 def test_who_sees_whom():
     """Actions those before them; the first one only the first observation, the others both; all the time."""
     torch.manual_seed(0)
@@ -366,7 +376,7 @@ def test_flops_are_those_of_the_matmuls():
     ({'objective': 'ddpm', 'steps': 60}, 'steps'), ({'dropout': 0.1, 'derivative': 'difference'}, 'dropout'),
     ({'crop': 32, 'obs': 'image'}, 'crop'), ({'p_mean': math.inf}, 'p_mean'), ({'n_embd': 10}, 'n_embd'),
     ({'norm_eps': 0.0}, 'norm_eps'), ({'time_scale': math.inf}, 'time_scale'),
-    ({'drop_n_last_frames': -1}, 'drop_n_last_frames')])
+    ({'init_std': -0.1}, 'init_std'), ({'drop_n_last_frames': -1}, 'drop_n_last_frames')])
 def test_impossible_values(over, word):
     with pytest.raises(ValueError, match=f'^{word} = '):
         P.Model(P.Config(**{'obs': 'keypoints', 'n_embd': 32, 'n_layer': 1} | over))

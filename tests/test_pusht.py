@@ -12,6 +12,7 @@ from conftest import one_line, script
 pytest.importorskip('pymunk', reason="needs the extra 'pusht'")
 import checkpoint  # noqa: E402
 import imf_policy  # noqa: E402
+from data.loader import Store  # noqa: E402
 from data.pusht import env as E  # noqa: E402
 from data.rollout import rollout  # noqa: E402
 from protocols import env as P  # noqa: E402
@@ -140,6 +141,45 @@ def test_imitation_errors_by_hand(boards, monkeypatch):
     still = errors[0.0, 0.0]
     assert still['val_action_rmse'] == still['hold_rmse'] == pytest.approx(np.mean(squares) ** 0.5)
     assert errors[300.0, 400.0]['hold_rmse'] == still['hold_rmse'] < errors[300.0, 400.0]['val_action_rmse']
+
+
+def test_players_that_learned_from_demonstrations(boards, monkeypatch, short):
+    """Shown a training window, nearest does what was done there; linear is ridge regression."""
+    monkeypatch.setattr(imitation.common, 'file_of', lambda model: imf_policy)
+    model, folder = Oracle(torch.zeros(2)), boards / 'pusht_image'
+    players = imitation.players(model, folder)
+    seen, edges = range(-1, 1), {'pad': True, 'drop': 1}
+    store = Store(folder, 'train', {'env_state': seen, 'state': seen, 'action': range(8)}, **edges)
+    rows = store.windows_at(np.arange(len(store)))
+    assert torch.equal(players['nearest'](rows), rows['action'])
+    moved = {key: rows[key] + 1e-3 for key in ('env_state', 'state')}
+    assert torch.equal(players['nearest'](moved), rows['action'])
+    X = torch.cat([rows['env_state'].flatten(1), rows['state'].flatten(1)], 1).double().numpy()
+    Y = (rows['action'] - rows['state'][:, -1:]).flatten(1).double().numpy()
+    X = (X - X.mean(0)) / X.std(0)
+    weights = np.linalg.solve(X.T @ X / len(X) + 1e-4 * np.eye(40), X.T @ (Y - Y.mean(0)) / len(X))
+    want = (X @ weights + Y.mean(0)).reshape(-1, 8, 2) + rows['state'][:, -1:].numpy()
+    assert np.abs(players['linear'](rows).numpy() - want).max() < 1e-3
+    # and they play: the score of an episode by hand
+    board, past, best = E.make_env(), [], 0.0
+    past = [board.reset(seed=100001)[0]] * 2
+    while not board.over:
+        obs = {key: torch.from_numpy(np.stack([past[-2][key], past[-1][key]]))[None] for key in past[-1]}
+        for action in players['nearest'](obs)[0].numpy():
+            seen, reward, *_ = board.step(action)
+            past, best = [*past, seen], max(best, reward)
+            if board.over:
+                break
+    assert P.imitator(players['nearest'], E.__name__, 2, 'best')('pusht', 100001) == best
+
+
+def test_no_numbers_in_the_data_no_players(boards, monkeypatch, tmp_path):
+    monkeypatch.setattr(imitation.common, 'file_of', lambda model: imf_policy)
+    meta = json.loads((boards / 'pusht_image' / 'meta.json').read_text())
+    del meta['files']['train/env_state.npy']
+    (tmp_path / 'meta.json').write_text(json.dumps(meta))
+    assert imitation.players(Oracle(torch.zeros(2)), tmp_path) == {}
+    assert imitation.players(Oracle(torch.zeros(2)), tmp_path / 'gone') == {}
 
 
 def test_actions_off_the_board_are_counted(short):
