@@ -8,7 +8,8 @@ Diffusion Policy's transformer (Chi et al. 2023, arXiv 2303.04137). x is a chunk
     z_t = (1 - t) x + t e                  t = 1 is noise; dz/dt = e - x, and v(z, t) = E[e - x | z_t]
     u(z_t, r, t) = 1/(t - r) int_r^t v     the average velocity from r to t: one step x = z_1 - u(z_1, 0, 1)
     v = u + (t - r) du/dt                  differentiate (t - r) u: the MeanFlow identity
-    du/dt = v u_z + u_t                    a Jacobian-vector product: u along (v, 0, 1) of (z, r, t)
+    du/dt = v u_z + u_t                    a Jacobian-vector product: u along (v, 0, 1) of (z, r, t); this v
+                                           is a second head of the network, asked at r = t
     loss                                   |u + (t - r) sg(du/dt) - (e - x)|^2 and |v - (e - x)|^2, sums over
                                            a chunk, each divided by sg(itself + 0.01)
     sampler                                z <- z - (t_i - t_i+1) u(z, t_i+1, t_i), K steps from 1 to 0
@@ -20,15 +21,24 @@ The network: T = 10 noisy actions attend causally to each other, and to a memory
 observations. Shapes: B chunks, T actions, C = n_embd, A = 2; state (B, 2, 2) and env_state (B, 2, 18) or
 image.top (B, 2, 3, 96, 96). The first of the T actions is that of the observation before; 1..8 are carried
 out. Read first `imf_loss` and `along`, then `Model.sample`. With pictures, at 256 x 6, the transformer has
-6,869,252 parameters (flow, ddpm 6,868,482), the encoder 11,197,088. To reach: test_mean_score 0.78 at best,
-0.66 on average, published for Diffusion Policy's transformer (8 layers, 90 demonstrations) after 100 calls.
+6,869,252 parameters (flow, ddpm 6,868,482), the encoder 11,197,088. To reach, from pictures: a
+test_mean_score of 0.78 at the best checkpoint, 0.66 on average over the last ten, published for Diffusion
+Policy's transformer (8 layers, 90 demonstrations) after 100 calls.
 
-Kept of Diffusion Policy, though one may ask why: actions attend causally, though a chunk is made at once; a
-first action that sees only the first observation; padded actions are targets (loss_on_pad). Mended: dropout
-is 0, because another mask in du/dt is another function; validation is by averaged weights, without dropout;
-all crops are drawn, theirs never reached the last row. Of improved MeanFlow we leave out its guidance (there
-is no policy without observation), tell the network t beside t - r, and have two linear heads on one trunk,
-small at the start, where it has two branches of eight blocks that end in zeros.
+Kept of Diffusion Policy, though one may ask why:
+    - actions attend causally, though a chunk is made at once;
+    - the first action sees only the first observation;
+    - the two pictures of a pair are cropped at different places;
+    - padded actions are targets (loss_on_pad).
+Mended:
+    - dropout is 0, because another mask in du/dt is another function;
+    - validation is in eval mode: theirs kept dropout and random crops;
+    - a random crop can reach the last row and column: theirs never did.
+Left out of improved MeanFlow, or changed:
+    - no guidance, because there is no policy without an observation;
+    - the network is told t beside t - r, the paper's only t - r;
+    - two linear heads on one trunk, the paper has two branches of eight blocks;
+    - heads start small, the paper's at zero.
 """
 import math
 from dataclasses import dataclass
@@ -54,9 +64,9 @@ class Config:
     n_embd: int = 256             # token width
     n_head: int = 4               # attention heads
     n_layer: int = 6              # decoder blocks
-    init_std: float = 0.02        # of the linear layers' weights; 0: 1 / sqrt(inputs), for narrow networks
+    init_std: float = 0.02        # of the transformer's linear weights; 0: 1 / sqrt(inputs), if narrow
     dropout: float = 0.0          # in the blocks, and of attention weights; published 0.3
-    crop: int = 76                # px, above 32, of the picture: at random in training, else its middle
+    crop: int = 76                # px, above 32; at random in training, else the middle of the picture
     # the chunk
     horizon: int = 10             # actions, T
     n_obs: int = 2                # observations, the last is now
@@ -66,10 +76,10 @@ class Config:
     # time and noise
     p_mean: float = -0.4          # imf: t and r are two draws of sigmoid(p_mean + p_std n), t the larger
     p_std: float = 1.0            # imf: spread of those draws
-    r_equals_t: float = 0.5       # imf: so much of a batch, its first rows
-    norm_eps: float = 0.01        # imf: loss / (loss + norm_eps), of each chunk
+    r_equals_t: float = 0.5       # imf: share of the rows of a batch with r = t, the first ones; 1: all
+    norm_eps: float = 0.01        # imf: error / (sg(error) + norm_eps), error summed over a chunk
     derivative: str = 'jvp'       # imf: jvp, exact | difference, central: what torch.compile can trace
-    time_scale: float = 10.0      # imf, flow: of t and t - r before their sinusoids
+    time_scale: float = 10.0      # imf, flow: multiplies times, or sinusoids would hardly tell them apart
     num_train_steps: int = 100    # ddpm: of noise
     # sampling
     steps: int = 0                # calls of the network per chunk; 0: imf 1, flow 10, ddpm num_train_steps
@@ -99,13 +109,14 @@ def check(cfg):
                 'action_dim', 'state_dim', 'env_state_dim', 'image_size'):
         if getattr(cfg, key) < 1:
             raise ValueError(f'{key} = {getattr(cfg, key)}: must be at least 1')
-    for key in ('dropout', 'r_equals_t'):
-        if not 0 <= getattr(cfg, key) <= 1:
-            raise ValueError(f'{key} = {getattr(cfg, key)}: must lie in 0..1')
+    if not 0 <= cfg.dropout < 1:
+        raise ValueError(f'dropout = {cfg.dropout}: must lie in 0..1, below 1')
+    if not 0 <= cfg.r_equals_t <= 1:
+        raise ValueError(f'r_equals_t = {cfg.r_equals_t}: must lie in 0..1')
     for key in ('p_std', 'norm_eps', 'time_scale'):
         if not 0 < getattr(cfg, key) < math.inf:
             raise ValueError(f'{key} = {getattr(cfg, key)}: must be above 0, and finite')
-    for key in ('init_std', 'drop_n_last_frames', 'encoder_weight_decay', 'steps'):
+    for key in ('init_std', 'drop_n_last_frames', 'encoder_weight_decay'):
         if not 0 <= getattr(cfg, key) < math.inf:
             raise ValueError(f'{key} = {getattr(cfg, key)}: must be 0 or more, and finite')
     if not math.isfinite(cfg.p_mean):
@@ -128,6 +139,8 @@ def check(cfg):
 def calls_of(cfg, steps):
     """How often the network is called for a chunk; ValueError where the objective has no such sampler."""
     K = cfg.num_train_steps
+    if steps < 0:
+        raise ValueError(f'steps = {steps}: must be 0 or more')
     if cfg.objective == 'ddpm' and steps and K % steps:
         raise ValueError(f'steps = {steps}: ddpm wants a divisor of num_train_steps = {K}, or 0, which is '
                          f'{K}')
@@ -142,7 +155,7 @@ def windows(cfg):
 
 
 def example(cfg, batch_size):
-    """A random batch with all that forward wants, in data units."""
+    """A random batch with all that forward wants; positions in 0..1, the range of fresh statistics."""
     B = batch_size
     batch = {'state': torch.rand(B, cfg.n_obs, cfg.state_dim), 'mask': torch.ones(B, cfg.horizon, dtype=bool),
              'action': torch.rand(B, cfg.horizon, cfg.action_dim)}
@@ -156,17 +169,21 @@ def example(cfg, batch_size):
 
 # ---- improved MeanFlow ----
 
-@torch.compiler.disable       # it cannot trace forward derivatives, and leaves this call out
+@torch.compiler.disable       # torch.compile cannot trace forward derivatives, so it leaves this call out
 def along(u, z, r, t, v):
     """du/dt at (z, r, t), moving with the velocity v: the JVP of u along (v, 0, 1). Exact, forward mode."""
     return torch.func.jvp(u, (z, r, t), (v, torch.zeros_like(r), torch.ones_like(t)))[1]
 
 
-def along_difference(u, z, r, t, v, eps=1e-2):
-    """The same by a central difference, both sides in one batch; a smaller eps loses float32's digits."""
-    both = torch.cat([z + eps * v, z - eps * v]), torch.cat([r, r]), torch.cat([t + eps, t - eps])
+def along_difference(u, z, r, t, v, delta=1e-2):
+    """
+    The same by a central difference, both sides in one batch. A smaller delta would lose float32's digits; of
+    bfloat16 even this one leaves none. t + delta may pass 1, and t - delta may pass r where t - r, by which
+    the result is multiplied, is below delta: the network is smooth there.
+    """
+    both = torch.cat([z + delta * v, z - delta * v]), torch.cat([r, r]), torch.cat([t + delta, t - delta])
     ahead, behind = u(*both).chunk(2)
-    return (ahead - behind) / (2 * eps)
+    return (ahead - behind) / (2 * delta)
 
 
 def interpolate(x, e, t):
@@ -175,11 +192,17 @@ def interpolate(x, e, t):
     return (1 - t) * x + t * e
 
 
+def still(B, cfg):
+    """How many rows of a batch have r = t: the first ones. draw_times and imf_loss both rely on it."""
+    return round(cfg.r_equals_t * B)
+
+
 def draw_times(B, cfg, device):
-    """r <= t, (B,) each: logit-normal, and r = t in the first rows."""
+    """r <= t, (B,) each, logit-normal. As published t is the larger of two draws where r = t, too."""
     pair = (cfg.p_mean + cfg.p_std * torch.randn(2, B, device=device)).sigmoid()
     r, t = pair.min(0).values, pair.max(0).values
-    return torch.where(torch.arange(B, device=device) < round(cfg.r_equals_t * B), t, r), t
+    r = torch.where(torch.arange(B, device=device) < still(B, cfg), t, r)
+    return r, t
 
 
 def imf_loss(uv, x, e, r, t, cfg, weight):
@@ -189,9 +212,9 @@ def imf_loss(uv, x, e, r, t, cfg, weight):
     """
     z, target = interpolate(x, e, t), e - x
     u, v = uv(z, r, t, slice(None))
-    # (t - r) du/dt is nothing where r = t, so only the other rows are differentiated; they are counted, not
-    # looked for, because to ask a GPU for them would stop it in every step
-    moving = torch.arange(round(cfg.r_equals_t * len(x)), len(x), device=x.device)
+    # where r = t the factor t - r is 0, so du/dt is not needed there
+    # rows by their number, because a mask would make the host wait for the GPU to know how many there are
+    moving = torch.arange(still(len(x), cfg), len(x), device=x.device)
     change = torch.zeros_like(u)
     if len(moving):
         change[moving] = du_dt(uv, z[moving], r[moving], t[moving], moving, cfg.derivative).to(u.dtype)
@@ -208,7 +231,8 @@ def du_dt(uv, z, r, t, rows, how):
     _, v = uv(z, t, t, rows)
     if how == 'jvp':
         return along(lambda *at: uv(*at, rows)[0], z, r, t, v)
-    return along_difference(lambda *at: uv(*at, rows.repeat(2))[0], z, r, t, v)
+    with torch.autocast(z.device.type, enabled=False):
+        return along_difference(lambda *at: uv(*at, rows.repeat(2))[0], z, r, t, v.to(z.dtype))
 
 
 # ---- diffusion: DDPM (arXiv 2006.11239) and DDIM (arXiv 2010.02502), cosine schedule (arXiv 2102.09672) ----
@@ -239,7 +263,7 @@ def ddpm_step(z, eps, noisy, cleaner, noise):
 
 
 def ddim_step(z, eps, noisy, cleaner):
-    """The same without noise (eta = 0), between any two alpha_bars."""
+    """DDIM with eta = 0, between any two alpha_bars: the clamped guess of x, and eps as it was guessed."""
     x = ((z - (1 - noisy) ** 0.5 * eps) / noisy ** 0.5).clamp(-1, 1)
     return cleaner ** 0.5 * x + (1 - cleaner) ** 0.5 * eps
 
@@ -322,10 +346,11 @@ class Model(nn.Module):
         nn.init.normal_(self.pos_emb, std=0.02)
         nn.init.normal_(self.cond_pos_emb, std=0.02)
         if cfg.obs == 'image':
-            self.encoder = Encoder()
-        # an action sees those before it; of the memory all times, and observation k from action k on
+            self.encoder = Encoder()                                 # after `apply`: it keeps torch's weights
         i, j = torch.arange(T)[:, None], torch.arange(self.n_times + cfg.n_obs)
+        # an action sees itself and those before it
         self.register_buffer('causal', i >= i.T, persistent=False)
+        # of the memory it sees all times, and observation k from action k on
         self.register_buffer('open', i >= j - self.n_times, persistent=False)
         self.register_buffer('alpha_bar', alpha_bars(cfg.num_train_steps).float(), persistent=False)
         for key in [key for key in windows(cfg) if key != 'image.top']:
@@ -364,6 +389,9 @@ class Model(nn.Module):
             return torch.cat([self.normalise(batch, 'env_state'), state], -1)
         image = batch['image.top']
         B, n = image.shape[:2]
+        size = self.cfg.image_size
+        assert image.dtype == torch.uint8 and image.shape[2:] == (3, size, size), \
+            f'image.top is {image.dtype} {tuple(image.shape[2:])}, want uint8 (3, {size}, {size})'
         x = vision.crop(image.flatten(0, 1), self.cfg.crop, random=self.training).float() / 127.5 - 1
         return torch.cat([self.encoder(x).view(B, n, -1).to(state.dtype), state], -1)
 
@@ -390,9 +418,10 @@ class Model(nn.Module):
 
     def forward(self, batch):
         """
-        {'loss', ...}. Times t, and for imf r, (B,) each (ddpm: t in whole numbers), and noise like the
-        actions are drawn unless the batch brings them, with r = t in the first r_equals_t of the rows. imf in
-        eval mode: the plain error, for a loss that is divided by itself hardly moves.
+        {'loss': scalar with grad}, and of imf two mean squared errors to log: mse_u of u + (t - r) du/dt, and
+        mse_v. Noise, times t and for imf r, (B,) each, are drawn here. A batch may bring them: noise like the
+        actions, ddpm's t in whole numbers, and imf's r equal to t in the rows that `still` counts. In eval
+        mode imf's loss is mse_u, because a loss that is divided by itself hardly moves.
         """
         cfg, x = self.cfg, self.normalise(batch, 'action')
         B, device, seen = len(x), x.device, self.encode(batch)
@@ -429,7 +458,9 @@ class Model(nn.Module):
             return self.denoise(z, seen, steps, noise)
         times = torch.linspace(1, 0, steps + 1, device=z.device)
         for t, r in zip(times[:-1], times[1:]):
-            now, then = t.expand(B), r.expand(B)
+            now = t.expand(B)
+            # r_equals_t = 1 teaches velocities only: flow matching with the weights and times of imf
+            then = now if cfg.r_equals_t == 1 else r.expand(B)
             if cfg.objective == 'imf':
                 u = self.uv(z, then, now, seen)[0]
             else:
@@ -439,9 +470,9 @@ class Model(nn.Module):
 
     def denoise(self, z, seen, steps, noise):
         """
-        ddpm: all K = num_train_steps with fresh noise, or every so many of them without: 0, K/steps, 2
-        K/steps ..., the last first. So fewer begin with a lie: noise is said to be at K - K/steps, of 1 even
-        at 0.
+        ddpm. steps = K, all of them: DDPM, with fresh noise. Fewer: DDIM over t = K - K/steps, ..., K/steps,
+        0 ("leading", as published), without. Its first t is below K - 1 though z is pure noise; with one step
+        it is 0, where next to nothing is taken away, so one step returns noise.
         """
         K = self.cfg.num_train_steps
         stride, alpha_bar = K // steps, [*self.alpha_bar.tolist(), 1.0]          # [-1]: no noise is left
@@ -457,7 +488,8 @@ class Model(nn.Module):
     @torch.no_grad()
     def act(self, obs, steps=None, generators=None):
         """
-        The actions that come next, (B, n_action, A) in px. obs: the last n_obs observations, as in `windows`.
+        The actions that come next, (B, n_action, A) in px; in eval mode, because training crops at random.
+        obs: the last n_obs observations, as in `windows`.
         steps: calls of the network, as cfg.steps, which None takes. generators: a torch.Generator per row, so
         that a row does not depend on the others; None: torch's own.
         """

@@ -18,27 +18,26 @@ HERE = Path(__file__).parent
 DRAWS = 10_000
 PAIRS = [
     # at equal steps, then at equal time
-    ('imf.calls1', 'flow.calls1'), ('imf.calls2', 'flow.calls2'), ('imf.calls10', 'flow.calls10'),
-    ('imf.calls1', 'flow_time.calls1'), ('imf.calls2', 'flow_time.calls2'),
-    ('imf.calls10', 'flow_time.calls10'),
+    ('imf_1', 'flow_1'), ('imf_2', 'flow_2'), ('imf_10', 'flow_10'),
+    ('imf_1', 'flow_time_1'), ('imf_2', 'flow_time_2'),
+    ('imf_10', 'flow_time_10'),
     # few calls against the many that they want to replace
-    ('imf.calls1', 'ddpm.calls10'), ('imf.calls1', 'ddpm.calls100'), ('imf.calls2', 'ddpm.calls100'),
-    ('imf.calls1', 'ddpm_time.calls100'), ('imf.calls2', 'ddpm_time.calls100'),
-    ('imf.calls1', 'flow.calls10'), ('imf.calls2', 'flow.calls10'), ('imf.calls1', 'imf.calls2'),
-    ('flow.calls10', 'ddpm.calls100'), ('flow_time.calls10', 'ddpm_time.calls100'),
-    ('ddpm.calls10', 'ddpm.calls100')]
+    ('imf_1', 'ddpm_10'), ('imf_1', 'ddpm_100'), ('imf_2', 'ddpm_100'),
+    ('imf_1', 'ddpm_time_100'), ('imf_2', 'ddpm_time_100'),
+    ('imf_1', 'flow_10'), ('imf_2', 'flow_10'), ('imf_1', 'imf_2'),
+    ('flow_10', 'ddpm_100'), ('flow_time_10', 'ddpm_time_100'),
+    ('ddpm_10', 'ddpm_100')]
 RIVALS = 'nothing', 'random', 'nearest', 'linear'
 
 
 def table():
-    """{cell.callsK: scores (seeds, starts)}, and the scores (1, starts) of players without a network."""
-    found, first = {}, None
+    """{CELL_K: scores (seeds, starts)}"""
+    found = {}
     for path in sorted(HERE.glob('*.seed*.calls*.json')):
-        cell, calls = re.fullmatch(r'(\w+)\.seed\d\.(calls\d+)\.json', path.name).groups()
+        cell, calls = re.fullmatch(r'(\w+)\.seed\d\.calls(\d+)\.json', path.name).groups()
         result = json.loads(path.read_text())
-        first = first or result
         starts = [result[f'sim_max_reward_{100000 + i}'] for i in range(50)]
-        found.setdefault(f'{cell}.{calls}', []).append(starts)
+        found.setdefault(f'{cell}_{calls}', []).append(starts)
     return {name: np.array(rows) for name, rows in found.items()}
 
 
@@ -65,7 +64,7 @@ def main():
     gaps = {}
     for ours, theirs in pairs:
         if ours in scores and theirs in scores:
-            gaps[f'{ours} minus {theirs}'.replace(' ', '_')] = {
+            gaps[f'{ours}_minus_{theirs}'] = {
                 'gap': cells[ours]['score'] - cells[theirs]['score'],
                 'ci': interval(means[ours] - means[theirs])}
     (HERE / 'compare.json').write_text(json.dumps({'scores': cells, 'differences': gaps}, indent=1) + '\n')
