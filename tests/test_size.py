@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 WIDTH = 110             # of a line of code, comment or test
 BUDGET = {              # lines, comments and blanks included
-    'README.md': 150, 'docs/*.md': 120,
+    'README.md': 150,
+    'docs/*.md': 130,           # 120, and a policy that is compared at equal steps and at equal time
     'nanowm.py': 690, 'remdm.py': 650, 'arx5_gpt.py': 480, 'act.py': 430,
     'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
     'cem.py': 160, 'vae.py': 300, 'vision.py': 180, 'metrics.py': 400, 'arx5_export.py': 180,
