@@ -55,15 +55,18 @@ def help_of(name, args):
 
 
 def more_keys(name):
-    """Keys that --help shows only beside a checkpoint or a protocol."""
+    """Keys that --help shows only beside a config, a checkpoint or a protocol."""
+    models = [importlib.import_module(model) for model in ('nanowm', 'arx5_gpt', 'remdm', 'imf_policy')]
+    if name == 'train.py':
+        return '\n' + '\n'.join(f'  {key}' for M in models for key in vars(M.Config()))
     if name not in ('eval.py', 'sample.py'):
         return ''
     keys = []
     for path in ROOT.glob('protocols/*.py') if name == 'eval.py' else ():
         module = importlib.import_module(f'protocols.{path.stem}')
         keys += vars(module.Keys()) if hasattr(module, 'Keys') else ()
-    for model in ('nanowm', 'arx5_gpt', 'remdm', 'imf_policy'):
-        keys += importlib.import_module(model).SAMPLING
+    for M in models:
+        keys += M.SAMPLING
     return '\n' + '\n'.join(f'  {key}' for key in keys)
 
 
