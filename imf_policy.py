@@ -24,8 +24,8 @@ out. Read first `imf_loss` and `along`, then `Model.sample`. With pictures, at 2
 6,869,252 parameters (flow, ddpm 6,868,482), the encoder 11,197,088. To reach, from pictures: a
 test_mean_score of 0.78 at the best checkpoint, 0.66 on average over the last ten, published for Diffusion
 Policy's transformer (8 layers, 90 demonstrations) after 100 calls. What we measured, in minutes and from
-keypoints, is in docs/imf_policy.md: one call gained from the division of the loss, or the times, not from
-du/dt.
+keypoints, is in docs/imf_policy.md: one call gained from the division of the loss, or from the times; of
+du/dt, taken by the difference, no gain was seen.
 
 Kept of Diffusion Policy, though one may ask why:
     - actions attend causally, though a chunk is made at once;
