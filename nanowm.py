@@ -46,7 +46,7 @@ class Config:
     action_dim: int = 7           # numbers per recorded action
     frame_skip: int = 1           # recorded frames, and recorded actions, per model frame
     num_frames: int = 4           # longest window the model can see, in model frames
-    n_context: int = 1            # frames given in eval, sample; training: p_noise, context_t, context_loss
+    n_context: int = 1            # frames given in eval, sample; training: p_noise, context_*, skip, change_*
     # network
     depth: int = 12               # blocks; even ones attend in space, odd ones in time
     hidden: int = 768             # token width
@@ -62,8 +62,10 @@ class Config:
     snr_gamma: float = 5.0        # min-SNR clamp of the loss weight; 0 = no weight
     snr_form: str = 'published'   # published: eps-form for all targets, frames averaged | paper: per target
     p_noise: float = 0.0          # share of targets at the last level, where sampling starts; 0 = published
-    context_t: int = 0            # context frames train at t ~ U{0..context_t}; 0 = like others, published
+    context_t: int = 0            # context frames train at t ~ U{0..context_t}; -1: clean; 0: like others, published
     context_loss: bool = True     # context frames count in the loss; True = published
+    skip: bool = False            # with pred = x: predict the change against the newest context frame
+    change_weight: float = 0.0    # what differs from that frame counts 1 + this many times; 0 = published
     # sampling: may differ from what it was in training
     history_level: float = 0.02   # context is re-noised to t = level * (timesteps - 1); -1 = context_t // 2
     sampling: str = 'sequential'  # full_sequence | pyramid | sequential; the same for one new frame a window
@@ -99,8 +101,9 @@ def check(cfg):
     sizes = ('height', 'width', 'channels', 'action_dim', 'frame_skip', 'hidden', 'heads', 'patch')
     limits = dict.fromkeys(sizes, (1, math.inf)) | {
         'num_frames': (2, math.inf), 'n_context': (1, cfg.num_frames - 1), 'depth': (2, math.inf),
-        'timesteps': (2, math.inf), 'sample_steps': (1, cfg.timesteps), 'context_t': (0, cfg.timesteps - 1),
-        'p_noise': (0, 1), 'snr_gamma': (0, 1e6), 'history_level': (-1, 1), 'eta': (0, 1)}
+        'timesteps': (2, math.inf), 'sample_steps': (1, cfg.timesteps), 'context_t': (-1, cfg.timesteps - 1),
+        'p_noise': (0, 1), 'snr_gamma': (0, 1e6), 'history_level': (-1, 1), 'eta': (0, 1),
+        'change_weight': (0, 1e6)}
     for key, (low, high) in limits.items():
         if not low <= getattr(cfg, key) <= high:                     # written so that nan is refused, too
             raise ValueError(f'{key} = {getattr(cfg, key)}: must lie in {low}..{high}')
@@ -120,6 +123,9 @@ def check(cfg):
     if cfg.snr_form == 'paper' and cfg.p_noise > 0 and cfg.snr_gamma > 0 and cfg.pred in ('v', 'x'):
         raise ValueError(f'p_noise = {cfg.p_noise}: must be 0 with snr_form = paper, which gives pure noise '
                          'a weight near 0 (1e-8 with ztsnr) and so silences p_noise; or set snr_gamma = 0')
+    if cfg.skip and cfg.pred != 'x':
+        raise ValueError(f'skip = True: must be False with pred = {cfg.pred}, because only an estimate of x '
+                         'can be a change of x; or set pred = x')
     if cfg.eta > 0 and cfg.pred == 'flow':
         raise ValueError(f'eta = {cfg.eta}: must be 0 with pred = flow, because how much noise a step may '
                          'add follows from alpha^2 + sigma^2 = 1, which a straight line does not keep')
@@ -539,6 +545,8 @@ class Model(nn.Module):
             t = torch.where(target & (torch.rand(B, T, device=device) < cfg.p_noise), top, t)
         if cfg.context_t > 0:    # because sampling shows a context that is nearly clean
             t = torch.where(target, t, torch.randint(cfg.context_t + 1, (B, T), device=device))
+        if cfg.context_t < 0:    # or clean altogether
+            t = torch.where(target, t, -1)
         return t
 
     def q_sample(self, x0, t, eps):
@@ -555,7 +563,14 @@ class Model(nn.Module):
         cfg = self.cfg
         alpha, sigma = self.levels(t)
         out = self.net(self.q_sample(x0, t, eps), t, action).float()
-        error = (out - target_of(cfg.pred, x0, eps, alpha, sigma)).pow(2).mean((2, 3, 4))     # (B, T)
+        newest = x0[:, cfg.n_context - 1:cfg.n_context]              # (B, 1, C, H, W), clean
+        if cfg.skip:
+            out = torch.cat([out[:, :cfg.n_context], out[:, cfg.n_context:] + newest], 1)
+        error = (out - target_of(cfg.pred, x0, eps, alpha, sigma)).pow(2)
+        if cfg.change_weight > 0:    # because in a still scene the loss hardly sees what moves
+            changed = (x0 != newest).any(2, keepdim=True)            # (B, T, 1, H, W)
+            error = error * (1 + cfg.change_weight * changed)
+        error = error.mean((2, 3, 4))                                # (B, T)
         weight = snr_weight(cfg.snr_form, cfg.pred, self.alpha[t + 1], self.sigma[t + 1], cfg.snr_gamma)
         if not cfg.context_loss:
             error, weight = error[:, cfg.n_context:], weight[:, cfg.n_context:]
@@ -567,13 +582,15 @@ class Model(nn.Module):
     # ---- dreaming ----
 
     @torch.no_grad()
-    def denoise(self, x, action, matrix, n_context, t_context=0, eta=0.0, generator=None):
+    def denoise(self, x, action, matrix, n_context, t_context=0, eta=0.0, generator=None, newest=None):
         """
         Walk down a scheduling matrix (rows, T - n_context). x (B, T, C, H, W): n_context frames of context at
         level t_context, then noise; action (B, >= T-1, skip*A) normalised. -> x, the noise made frames.
+        newest (B, 1, C, H, W): the last context frame without the noise of t_context; only cfg.skip reads it.
         """
         assert x.shape[1] == n_context + matrix.shape[1], \
             f'{x.shape[1]} frames, but {n_context} of context + {matrix.shape[1]} columns of the matrix'
+        newest = x[:, n_context - 1:n_context] if newest is None else newest
         matrix = matrix.to(x.device)
         level = torch.full((n_context,), t_context, device=x.device)
         for now, then in zip(matrix[:-1], matrix[1:]):
@@ -583,6 +600,8 @@ class Model(nn.Module):
             out = self.net(x, t, action)[:, n_context:].float()
             new = x[:, n_context:]
             alpha, sigma = self.levels(now)
+            if self.cfg.skip:
+                out = out + newest
             x0, eps = estimates(self.cfg.pred, out, new, alpha, sigma)
             z = torch.randn(new.shape, generator=generator, device=x.device) if eta else None
             step = ddim_step(x0, eps, alpha, sigma, *self.levels(then), eta, z)
@@ -610,9 +629,12 @@ class Model(nn.Module):
         cfg = self.cfg
         if not 1 <= stride < cfg.num_frames:
             raise ValueError(f'stride = {stride}: must lie in 1..{cfg.num_frames - 1}, below num_frames')
-        history = history or cfg.num_frames - stride
+        # skip: the change is against the newest of n_context frames, as in training
+        history = history or (cfg.n_context if cfg.skip else cfg.num_frames - stride)
         if not 1 <= history <= cfg.num_frames - stride:
             raise ValueError(f'history = {history}: must lie in 1..{cfg.num_frames - stride} at {stride = }')
+        if cfg.skip and history != cfg.n_context:
+            raise ValueError(f'history = {history}: must be n_context = {cfg.n_context} with skip, as in training')
         x = self.encode(context)                                     # (B, T, C, H, W)
         B, given, *shape = x.shape
         N, K = action.shape[1:3]
@@ -637,7 +659,7 @@ class Model(nn.Module):
             matrix = scheduling_matrix(cfg.sampling, count, cfg.sample_steps, cfg.timesteps)
             # the action that led to the window's first frame is left out, as in training
             between = action[:, start:end + count - 1]
-            window = self.denoise(window, between, matrix, end - start, t, cfg.eta, generator)
+            window = self.denoise(window, between, matrix, end - start, t, cfg.eta, generator, x[:, -1:])
             x = torch.cat([x, window[:, end - start:]], 1)
         return {cfg.input: self.decode(x[:, given:]).unflatten(0, (B, N))}
 

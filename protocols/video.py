@@ -6,9 +6,12 @@ those, against the raw frames of the val split.
     psnr_moving     10 log10(1 / MSE), MSE pooled over the frames that differ from the last context frame,
                     unrounded; still frames would drown the rest, because copying scores 80 dB on them; None
                     if nothing moves
-    gain_*          psnr_moving minus that of the other predictor, in dB
+    psnr_moving_pixels  the same, pooled over the pixels that differ from the last context frame: with a real
+                    camera every frame moves, and most of it stands still
+    gain_*          psnr_moving minus that of the other predictor, in dB; gain_pixels_*: of the pixels
+    tile_*          shares of tiles that are right, in worlds that are made of tiles (tiles.py)
     *_ci            95 % interval, bootstrap over episodes
-    curve           for each predicted step psnr_moving of all three, and the share of moving frames
+    curve           for each predicted step psnr_moving of all three, the share of moving frames, and tile_*
 
 The two other predictors: `copy` repeats the last context frame; `shuffled` is the model itself under the
 actions of another clip, with the same noise. Who does not beat that has not learned what actions do.
@@ -21,7 +24,7 @@ import torch
 
 from data.loader import Store
 from metrics import bootstrap, psnr, ssim
-from protocols import common
+from protocols import common, tiles
 
 HINT = 'horizon, n_context'
 
@@ -93,7 +96,8 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     for i, own in common.share(ids, keys.batch_size, rank, world, 'eval video', quiet):
         clips, others = store.windows_at(own), store.windows_at(donor[i:i + keys.batch_size])
         given, guesses, truth = imagine(model, clips, others, n_context, stride, keys.seed * 1_000_003 + i)
-        rows.append((i, columns(given, guesses, truth), features(guesses, truth)))
+        kept = columns(given, guesses, truth, store.meta.get('tiles'))
+        rows.append((i, kept, features(guesses, truth)))
     rows = sorted(common.gather(rows, world), key=lambda row: row[0])
     frames = {name: np.concatenate([row[1][name] for row in rows]) for name in rows[0][1]}
     result = summary(frames, store.locate(ids)[0], keys.seed) | set_scores([row[2] for row in rows])
@@ -120,15 +124,19 @@ def imagine(model, clips, others, n_context, stride, seed):
     return last, dict(zip(PREDICTORS, (dream[:, 0], last.expand_as(truth), dream[:, 1]))), truth
 
 
-def columns(last, guesses, truth):
+def columns(last, guesses, truth, of_tiles=None):
     """
     What we keep of each predicted frame: {name: (B, K)}; `moving` is 1 where it differs from the last one
-    given.
+    given, `pixels` counts those that do, `square` sums their squared errors. of_tiles: meta.json's `tiles`.
     """
-    table = {'moving': (truth != last).flatten(2).any(2).float()}
+    changed = (truth != last).any(-1)                        # (B, K, H, W)
+    table = {'moving': changed.flatten(2).any(2), 'pixels': changed.flatten(2).sum(2)}
     for who, guess in guesses.items():
         for name, score in FRAME_SCORES.items():
             table[name + who] = score(guess, truth)
+        table['square' + who] = ((guess - truth).square().mean(-1) * changed).flatten(2).sum(2)
+    if of_tiles:
+        table |= tiles.columns(last, guesses, truth, of_tiles)
     return {name: column.double().cpu().numpy() for name, column in table.items()}
 
 
@@ -152,8 +160,17 @@ def set_scores(batches):
 def pooled(frames, who, clips, steps=slice(None)):
     """dB of the squared error, pooled over the moving frames among these clips and steps."""
     moving = frames['moving'][clips, steps]
-    error = (frames['mse' + who][clips, steps] * moving).sum()
-    return -10 * np.log10(max(error / moving.sum(), 1e-8)) if moving.any() else np.nan
+    return decibel((frames['mse' + who][clips, steps] * moving).sum(), moving.sum())
+
+
+def pooled_pixels(frames, who, clips, steps=slice(None)):
+    """The same over the moving pixels."""
+    return decibel(frames['square' + who][clips, steps].sum(), frames['pixels'][clips, steps].sum())
+
+
+def decibel(error, count):
+    """PSNR of a sum of `count` squared errors; nan without any."""
+    return -10 * np.log10(max(error / count, 1e-8)) if count else np.nan
 
 
 def statistics(frames, clips):
@@ -164,8 +181,13 @@ def statistics(frames, clips):
             if name != 'mse':                                # a mean over still frames too would say little
                 result[name + who] = frames[name + who][clips].mean()
         result['psnr_moving' + who] = pooled(frames, who, clips)
+        result['psnr_moving_pixels' + who] = pooled_pixels(frames, who, clips)
+        if 'tiles' in frames:
+            result |= tiles.scores(frames, who, clips)
     for who in PREDICTORS[1:]:
         result['gain_over' + who] = result['psnr_moving'] - result['psnr_moving' + who]
+        result['gain_pixels_over' + who] = (result['psnr_moving_pixels']
+                                            - result['psnr_moving_pixels' + who])
     return result
 
 
@@ -183,6 +205,10 @@ def summary(frames, episode, seed):
     curve = {who.strip('_') or 'model': [pooled(frames, who, every, slice(h, h + 1)) for h in steps]
              for who in PREDICTORS}
     curve['moving'] = [frames['moving'][:, h].mean() for h in steps]
+    if 'tiles' in frames:
+        each = [{name: x for who in PREDICTORS
+                 for name, x in tiles.scores(frames, who, every, slice(h, h + 1)).items()} for h in steps]
+        curve |= {name: [scores[name] for scores in each] for name in each[0]}
     return result | dict(curve=curve, n_moving=int(frames['moving'].sum()),
                          n_episodes=len(set(episode.tolist())))
 
@@ -196,3 +222,7 @@ def show(result):
         cells = [result[key], *result[key + '_ci']]
         value, low, high = ('-' if x is None else f'{x:.2f}' for x in cells)
         print(f'{title:>20} {value:>7} ({low} to {high})', file=sys.stderr)
+    if 'tile_agent' in result:
+        print('\nshare of frames with the agent where it should be, per step: model / shuffled', file=sys.stderr)
+        pairs = zip(result['curve']['tile_agent'], result['curve']['tile_agent_shuffled'])
+        print('  '.join(f'{own:.2f}/{other:.2f}' for own, other in pairs), file=sys.stderr)

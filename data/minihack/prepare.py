@@ -1,6 +1,7 @@
 """
 Play real NetHack levels and keep what the player saw.
-    python data/minihack/prepare.py                              frames and moves, for a world model
+    python data/minihack/prepare.py                              what surrounds the player, for a world model
+    python data/minihack/prepare.py --level=boulders             a room seen whole, for a world model
     python data/minihack/prepare.py --oracle                     a teacher's games, for a planner
 
 World model: purpose and chance, mixed in a proportion of its own for every episode: on purpose the player
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from data.minihack import env, play  # noqa: E402
+from data.minihack import boulders, env, play  # noqa: E402
 from data.minihack import pixels as nethack  # noqa: E402
 from data.minihack.oracles import ORACLES  # noqa: E402
 from data.writer import at_least, common, flags, write  # noqa: E402
@@ -88,8 +89,9 @@ def episode(i, seed, level, crop, moves):
 
 TRIES = 500       # games that a teacher may lose in a row
 
-# Flags that only one of the two kinds of data takes, and what they are if they are not given.
+# The three kinds of data: flags that each of them takes, and what they are if they are not given.
 PIXELS = {'level': 'room', 'crop': 7, 'episodes': 640, 'moves': 47}
+WHOLE = {'level': 'boulders', 'episodes': 640, 'moves': 47, 'shadows': False, 'water': False}
 GAMES = {'episodes_per_env': 500, 'oracle': 'explore', 'envs': ','.join(env.ID), 'memory': False,
          'keep_lost': False}
 
@@ -124,8 +126,7 @@ def make_games(args):
 
 
 def make_pixels(args):
-    """A world model's data."""
-    at_least(args, episodes=1, moves=1, crop=1)
+    """A world model's data, around the player."""
     if args.crop % 2 == 0:
         sys.exit(f'--crop={args.crop}: the agent is in the middle tile; use an odd number')
     units = {'video': '0-255; 4 px per tile, agent in the middle', 'action': 'one-hot compass move'}
@@ -137,18 +138,64 @@ def make_pixels(args):
           **common(args, __file__))
 
 
+def make_whole(args):
+    """A world model's data, of a room seen whole."""
+    path = boulders.level_file(args.level, args.water)
+    info = {'source': f'{Path(path).name}, played in NetHack by {Path(__file__).name}', 'revision': revision(),
+            'fps': 6, **boulders.about(args.shadows, args.water)}
+    played = partial(boulders.episode, seed=args.seed, path=path, moves=args.moves, shadows=args.shadows)
+    write(args.out, played, args.episodes, info=info, binary={'action': slice(None)},
+          **common(args, __file__))
+
+
 def revision():
     return ', '.join(f'{name} {version(name)}' for name in ('minihack', 'nle'))
 
 
+def kind_of(args, parser):
+    """Which data the flags ask for: what makes them, their flags. Refuses a flag of another kind."""
+    told = [key for key in vars(args) if getattr(args, key) is not None]
+    whole = args.level == 'boulders' or str(args.level).endswith('.des')
+    if whole:
+        make, ours, because = make_whole, WHOLE, f'--level={args.level}'
+    elif GAMES.keys() & set(told):
+        make, ours, because = make_games, GAMES, '--' + next(key for key in told if key in GAMES)
+    else:
+        make, ours, because = make_pixels, PIXELS, f'--level={args.level or PIXELS["level"]}'
+        if args.level not in (None, *nethack.LEVELS):
+            parser.error(f'{because}: choose one of {", ".join(nethack.LEVELS)}, boulders, or a .des file')
+    for key in (PIXELS | WHOLE | GAMES).keys() - ours.keys():
+        if key in told:
+            parser.error(f'--{key} makes no sense with {because}')
+        delattr(args, key)
+    for key, default in ours.items():
+        if getattr(args, key) is None:
+            setattr(args, key, default)
+    return make
+
+
+def folder(args, make):
+    """data/minihack_<what it is>, from the flags."""
+    if make is make_pixels:
+        parts = ['pixels']
+    elif make is make_whole:
+        parts = [Path(args.level).stem] + ['shadows'] * args.shadows + ['water'] * args.water
+    else:
+        parts = ['oracle'] + [args.oracle] * (args.oracle != 'explore') + ['memory'] * args.memory
+    return '_'.join(['data/minihack', *parts])
+
+
 def main():
-    p = flags(__doc__, out='data/minihack_pixels, or data/minihack_oracle')
+    p = flags(__doc__, out='data/minihack_pixels, minihack_boulders or minihack_oracle')
     p.set_defaults(out=None)
     pixels, games = p.add_argument_group('for a world model'), p.add_argument_group('for a planner')
-    pixels.add_argument('--level', choices=list(nethack.LEVELS), help='default room')
+    pixels.add_argument('--level', help=f'{", ".join(nethack.LEVELS)}: what surrounds the player; boulders, or '
+                        'a .des file: a room seen whole (default room)')
     pixels.add_argument('--crop', type=int, help='tiles to a side, odd; 4 px each (default 7: 28 px)')
     pixels.add_argument('--episodes', type=int, help='how many (default 640)')
     pixels.add_argument('--moves', type=int, help='at most, of an episode; frames are one more (default 47)')
+    pixels.add_argument('--shadows', action='store_true', default=None, help='boulders: draw what is out of sight')
+    pixels.add_argument('--water', action='store_true', default=None, help='boulders: pools that swallow them')
     games.add_argument('--episodes_per_env', type=int, help='games per level (default 500)')
     games.add_argument('--oracle', nargs='?', const='explore', help=f'the teacher: {" | ".join(ORACLES)} '
                        '(default explore)')
@@ -156,23 +203,10 @@ def main():
     games.add_argument('--memory', action='store_true', default=None, help='mark where the player has been')
     games.add_argument('--keep_lost', action='store_true', default=None, help='also games that were lost')
     args = p.parse_args()
-    told = [key for key in GAMES if getattr(args, key) is not None]
-    ours, theirs = (GAMES, PIXELS) if told else (PIXELS, GAMES)
-    for key in theirs:
-        if getattr(args, key) is not None:
-            p.error(f'--{key} makes no sense with --{told[0]}')
-        delattr(args, key)
-    for key, default in ours.items():
-        if getattr(args, key) is None:
-            setattr(args, key, default)
+    make = kind_of(args, p)
     if args.out is None:
-        kind = ['oracle'] if told else ['pixels']
-        if told and args.oracle != 'explore':
-            kind.append(args.oracle)
-        if told and args.memory:
-            kind.append('memory')
-        args.out = '_'.join(['data/minihack', *kind])
-    make_games(args) if told else make_pixels(args)
+        args.out = folder(args, make)
+    make(args)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,140 @@
+"""
+A room seen whole and from a fixed point: trees stop the player, boulders can be pushed.
+
+    fixed = Fixed('data/minihack/boulders.des', shadows=False)     a level file, watched
+    obs = fixed.start(seed)                       the same seed: the same level and dice, whatever was played
+    fixed.frame()                                 (4 rows, 4 cols, 3) uint8, one NetHack tile per 4 x 4 pixels
+
+In the picture around the player (pixels.py) the player never moves and what scrolls in was never seen. Here
+nothing is hidden: the next frame follows from this one and the move. Two things would break that, so we draw
+them as lit floor: what the player remembers but does not see right now (`shadows` keeps it as NetHack draws
+it, darker), and the staircase that the player arrived by, on which it stands in the first frame.
+"""
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from data.minihack.env import ACTIONS, CMAP, DELTAS, FLOOR, UP, check_des, make_env
+from data.minihack.pixels import TILE, tiles
+
+HERE = Path(__file__).parent
+DARK = CMAP + 20                         # floor that is remembered, out of sight
+TREE, WATER, BOULDER, PLAYER = CMAP + 18, CMAP + 32, 2353, 337
+NAMES = {PLAYER: 'player', FLOOR: 'floor', TREE: 'tree', BOULDER: 'boulder', WATER: 'water', DARK: 'shadow'}
+WALLS = range(CMAP + 1, CMAP + 12)
+KEEP = 0.6                               # how often the player goes on in the direction of its last move
+PUSH = 0.5                               # how often it pushes a boulder that it could push
+
+
+def level_file(level, water=False):
+    """The path of a level by name, or of a .des file, which is compiled to see whether it can be."""
+    path = HERE / f'boulders{"_water" if water else ""}.des' if level == 'boulders' else Path(level)
+    check_des(str(path))
+    return str(path)
+
+
+class Fixed:
+    """A level file and the rectangle inside its walls, which must be the same for every seed."""
+
+    def __init__(self, path, shadows=False):
+        self.path, self.shadows, self.box = path, shadows, None
+        self.env = make_env(path, cap=10**9)
+
+    def start(self, seed):
+        obs, _ = self.env.reset(seed=seed)
+        box = inside(obs['glyphs'])
+        if box is None or (self.box or box) != box:
+            sys.exit(f'{self.path}, seed {seed}: this is not the level that the file describes, or it has no '
+                     'walls around one rectangle; want a premapped and lit one like boulders.des')
+        self.box = box
+        return obs
+
+    def glyphs(self):
+        """(rows, cols) int: what NetHack draws in there now."""
+        y, x, rows, cols = self.box
+        seen = self.env.screen[y:y + rows, x:x + cols].copy()
+        seen[seen == UP] = FLOOR
+        if not self.shadows:
+            seen[seen == DARK] = FLOOR
+        return seen
+
+    def frame(self):
+        picture = tiles()[self.glyphs()]                             # (rows, cols, 4, 4, 3)
+        rows, cols = picture.shape[:2]
+        return picture.transpose(0, 2, 1, 3, 4).reshape(rows * TILE, cols * TILE, 3)
+
+    def player(self):
+        """The player's cell (y, x) in the picture."""
+        y, x = self.env.position()
+        return y - self.box[0], x - self.box[1]
+
+
+def inside(glyphs):
+    """The rectangle within the walls: (y, x, rows, cols); None where walls make no closed rectangle."""
+    wall = np.isin(glyphs, WALLS)
+    y, x = np.nonzero(glyphs != CMAP)                                # all that is no solid rock
+    if len(y) == 0:
+        return None
+    top, bottom, left, right = y.min(), y.max(), x.min(), x.max()
+    room = wall[top:bottom + 1, left:right + 1]
+    closed = room[0].all() and room[-1].all() and room[:, 0].all() and room[:, -1].all()
+    if not closed or min(room.shape) < 3:
+        return None
+    return int(top) + 1, int(left) + 1, int(bottom - top) - 1, int(right - left) - 1
+
+
+def wander(glyphs, at, last, rng):
+    """The next move: often the last direction again, often a boulder's way, never into water."""
+    free, push, wet = [], [], []
+    for move, (dy, dx) in enumerate(DELTAS):
+        ahead, beyond = look(glyphs, at, dy, dx, 1), look(glyphs, at, dy, dx, 2)
+        if ahead == WATER:
+            wet.append(move)
+        elif ahead == BOULDER and beyond in (FLOOR, DARK, WATER):
+            push.append(move)
+        elif ahead in (FLOOR, DARK):
+            free.append(move)
+    if push and rng.random() < PUSH:
+        return push[rng.integers(len(push))]
+    if last is not None and last not in wet and rng.random() < KEEP:
+        return last                                                  # also against a tree: it stays where it is
+    moves = free if free and rng.random() < 0.7 else [m for m in range(len(DELTAS)) if m not in wet]
+    return moves[rng.integers(len(moves))]
+
+
+def look(glyphs, at, dy, dx, steps):
+    """The glyph some steps away, None beyond the walls."""
+    y, x = at[0] + steps * dy, at[1] + steps * dx
+    return glyphs[y, x] if 0 <= y < glyphs.shape[0] and 0 <= x < glyphs.shape[1] else None
+
+
+watch = cache(Fixed)                     # one per worker; a seeded level forgets what was played before
+
+
+def episode(i, seed, path, moves, shadows):
+    """Episode i: {'video': (T, 4 rows, 4 cols, 3) uint8, 'action': (T, 8) one-hot}, T <= moves + 1."""
+    rng, level = np.random.default_rng([seed, i]), watch(path, shadows)
+    level.start(int(rng.integers(2**31)))
+    video, action, last = [level.frame()], [], None
+    while len(action) < moves:
+        last = int(wander(level.glyphs(), level.player(), last, rng))
+        _, _, over, cut, _ = level.env.step(last)
+        strange = set(np.unique(level.glyphs()).tolist()) - NAMES.keys()
+        if over or cut or strange:
+            break                        # drowned, or a monster came: no frame follows this move, drop it
+        video.append(level.frame())
+        action.append(last)
+    onehot = np.zeros((len(video), len(DELTAS)), np.float32)
+    onehot[np.arange(len(action)), action] = 1                       # the last row stays zero: it leads nowhere
+    return {'video': np.stack(video), 'action': onehot}
+
+
+def about(shadows, water):
+    """What meta.json says of such pictures; `tiles` is for the scores of protocols/video.py."""
+    shown = [g for g in NAMES if (g != WATER or water) and (g != DARK or shadows)]
+    return {'units': {'video': f'0-255; {TILE} px per tile, the whole room', 'action': 'one-hot compass move'},
+            'action_names': list(ACTIONS[:len(DELTAS)]), 'action_arrows': [[dx, dy] for dy, dx in DELTAS],
+            'tiles': {'px': TILE, 'names': [NAMES[g] for g in shown], 'agent': 'player',
+                      'pixels': [tiles()[g].tolist() for g in shown]}}
