@@ -20,7 +20,8 @@ Read first `Model.forward` (training), then `Model.denoise` and `Model.rollout` 
 Where we depart from the authors' code (our defaults still are its published settings):
 - cross_attention: they start gate and projection at zero, so neither learns; we zero the projection only.
 - modulation is computed once per frame, not per patch: the same numbers, 15 (adaln: 26) % fewer FLOPs.
-- fewer frames and rectangles work; `p_noise`, `context_t`, `context_loss` are ours, for short runs.
+- fewer frames and rectangles work. `p_noise`, `context_t`, `context_loss`, `skip`, `change_weight` are ours,
+  for short runs and small data.
 To reach (published): 158,598,160 parameters (B/2, 7-D actions); RT-1 23.07 dB in 50k steps, 24.36 in 300k.
 """
 import math
@@ -62,7 +63,7 @@ class Config:
     snr_gamma: float = 5.0        # min-SNR clamp of the loss weight; 0 = no weight
     snr_form: str = 'published'   # published: eps-form for all targets, frames averaged | paper: per target
     p_noise: float = 0.0          # share of targets at the last level, where sampling starts; 0 = published
-    context_t: int = 0            # context frames train at t ~ U{0..context_t}; -1: clean; 0: like others, published
+    context_t: int = 0            # context trains at t ~ U{0..context_t}; -1 clean; 0 like others, published
     context_loss: bool = True     # context frames count in the loss; True = published
     skip: bool = False            # with pred = x: predict the change against the newest context frame
     change_weight: float = 0.0    # what differs from that frame counts 1 + this many times; 0 = published
@@ -566,18 +567,17 @@ class Model(nn.Module):
         newest = x0[:, cfg.n_context - 1:cfg.n_context]              # (B, 1, C, H, W), clean
         if cfg.skip:
             out = torch.cat([out[:, :cfg.n_context], out[:, cfg.n_context:] + newest], 1)
-        error = (out - target_of(cfg.pred, x0, eps, alpha, sigma)).pow(2)
+        square = (out - target_of(cfg.pred, x0, eps, alpha, sigma)).pow(2)
+        mse = error = square.mean((2, 3, 4))                         # (B, T)
         if cfg.change_weight > 0:    # because in a still scene the loss hardly sees what moves
             changed = (x0 != newest).any(2, keepdim=True)            # (B, T, 1, H, W)
-            error = error * (1 + cfg.change_weight * changed)
-        error = error.mean((2, 3, 4))                                # (B, T)
+            error = (square * (1 + cfg.change_weight * changed)).mean((2, 3, 4))
         weight = snr_weight(cfg.snr_form, cfg.pred, self.alpha[t + 1], self.sigma[t + 1], cfg.snr_gamma)
         if not cfg.context_loss:
-            error, weight = error[:, cfg.n_context:], weight[:, cfg.n_context:]
-        mse = error.mean(1)
+            mse, error, weight = (y[:, cfg.n_context:] for y in (mse, error, weight))
         if cfg.snr_form == 'published':      # averages weights first: a frame's does not meet its own error
-            return mse * weight.mean(1), mse
-        return (error * weight).mean(1), mse
+            return error.mean(1) * weight.mean(1), mse.mean(1)
+        return (error * weight).mean(1), mse.mean(1)
 
     # ---- dreaming ----
 
@@ -634,7 +634,8 @@ class Model(nn.Module):
         if not 1 <= history <= cfg.num_frames - stride:
             raise ValueError(f'history = {history}: must lie in 1..{cfg.num_frames - stride} at {stride = }')
         if cfg.skip and history != cfg.n_context:
-            raise ValueError(f'history = {history}: must be n_context = {cfg.n_context} with skip, as in training')
+            raise ValueError(f'history = {history}: must be n_context = {cfg.n_context} with skip, as in '
+                             'training')
         x = self.encode(context)                                     # (B, T, C, H, W)
         B, given, *shape = x.shape
         N, K = action.shape[1:3]

@@ -1,8 +1,8 @@
 """
 What a person would say of a dream made of tiles: is the player where it should be, is the rest in its place?
 
-Some worlds are drawn from a few tiles on a grid; their meta.json says which (`tiles`). A dreamed tile is named
-after the one whose pixels are nearest, and then only names are compared.
+Some worlds are drawn from a few tiles on a grid; their meta.json says which (`tiles`). A dreamed tile gets
+the name of the one whose pixels are nearest, and then only names are compared.
 
     tile_agent      share of dreamed frames that show one agent, and show it on the right tile
     tile_changed    of all tiles that differ, in truth, from the last context frame: the share named right;
@@ -22,15 +22,16 @@ def table(tiles, channels):
 def named(frames, pixels):
     """(B, K, H, W, C) in [0, 1] -> (B, K, rows, cols): the number of the nearest tile."""
     px = pixels.shape[1]
-    grid = frames.unflatten(3, (-1, px)).unflatten(2, (-1, px)).transpose(3, 4)      # (B, K, rows, cols, ...)
-    flat = grid.flatten(-3)                                                          # (..., px*px*C)
+    grid = frames.unflatten(3, (-1, px)).unflatten(2, (-1, px)).transpose(3, 4)
+    flat = grid.flatten(-3)                                          # (B, K, rows, cols, px*px*C)
     return torch.cdist(flat.flatten(0, 3), pixels.to(frames).flatten(1)).argmin(1).view(flat.shape[:4])
 
 
 def columns(last, guesses, truth, tiles):
     """
-    last (B, 1, H, W, C), {suffix: (B, K, H, W, C)}, truth, all in [0, 1] -> {name: (B, K)}: agent<suffix>, was
-    it right; tiles, how many differ from the last context frame; tiles<suffix>, how many of them are right.
+    last (B, 1, H, W, C), {suffix: (B, K, H, W, C)}, truth, all in [0, 1] -> {name: (B, K)}: agent<suffix>:
+    was it right; tiles: how many differ from the last context frame; tiles_right<suffix>: how many of them
+    are named right.
     """
     pixels, agent = table(tiles, truth.shape[-1])
     right, before = named(truth, pixels), named(last, pixels)

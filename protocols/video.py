@@ -10,7 +10,8 @@ those, against the raw frames of the val split.
                     camera every frame moves, and most of it stands still
     gain_*          psnr_moving minus that of the other predictor, in dB; gain_pixels_*: of the pixels
     tile_*          shares of tiles that are right, in worlds that are made of tiles (tiles.py)
-    *_ci            95 % interval, bootstrap over episodes
+    *_ci            95 % interval, bootstrap over episodes; --by=window over windows, which overlap and so
+                    make it too narrow, for sets of a few long episodes
     curve           for each predicted step psnr_moving of all three, the share of moving frames, and tile_*
 
 The two other predictors: `copy` repeats the last context frame; `shuffled` is the model itself under the
@@ -36,6 +37,7 @@ class Keys:
     horizon: int = 0              # frames to predict; 0 = num_frames - n_context; for more, windows slide
     batch_size: int = 64          # clips per forward
     seed: int = 42                # of clips, noise and bootstrap
+    by: str = 'episode'           # what the bootstrap draws: episode | window
 
 
 def mse(pred, target):
@@ -67,6 +69,8 @@ def lengths(cfg, keys, M):
 def windows(cfg, keys, M):
     """The frames of one clip; refuses keys that make no sense."""
     common.at_least('video', keys, n_clips=2, n_context=0, horizon=0, batch_size=1, seed=0)
+    if keys.by not in ('episode', 'window'):
+        sys.exit(f'video protocol: by = {keys.by!r}: choose episode or window')
     kind = getattr(cfg, 'input', 'video')
     if kind != 'video':
         sys.exit(f'video protocol: this model dreams {kind}s; decoding them to pixels needs vae.py, which is '
@@ -100,10 +104,12 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
         rows.append((i, kept, features(guesses, truth)))
     rows = sorted(common.gather(rows, world), key=lambda row: row[0])
     frames = {name: np.concatenate([row[1][name] for row in rows]) for name in rows[0][1]}
-    result = summary(frames, store.locate(ids)[0], keys.seed) | set_scores([row[2] for row in rows])
+    episode = store.locate(ids)[0]
+    result = summary(frames, episode if keys.by == 'episode' else np.arange(len(ids)), keys.seed)
+    result |= set_scores([row[2] for row in rows]) | {'n_episodes': len(set(episode.tolist()))}
     told = {key: getattr(cfg, key) for key in ('sample_steps', 'sampling') if hasattr(cfg, key)}
     return common.plain(result | dict(n_clips=len(ids), n_context=n_context, horizon=horizon,
-                                      batch_size=keys.batch_size, seed=keys.seed) | told)
+                                      batch_size=keys.batch_size, seed=keys.seed, by=keys.by) | told)
 
 
 def imagine(model, clips, others, n_context, stride, seed):
@@ -191,14 +197,17 @@ def statistics(frames, clips):
     return result
 
 
-def summary(frames, episode, seed):
-    """frames: what `columns` gives, {name: (clips, K)}; episode (clips,). -> numbers, intervals, curves"""
-    every = np.arange(len(episode))
+def summary(frames, group, seed):
+    """
+    frames: what `columns` gives, {name: (clips, K)}; group (clips,): what is drawn together by the bootstrap.
+    -> numbers, intervals, curves
+    """
+    every = np.arange(len(group))
     result = statistics(frames, every)
 
     def numbers(clips):
         return np.array(list(statistics(frames, clips).values()))
-    low, high = bootstrap(every, episode, numbers, seed=seed)
+    low, high = bootstrap(every, group, numbers, seed=seed)
     for i, name in enumerate(list(result)):
         result[name + '_ci'] = [low[i], high[i]]
     steps = range(frames['moving'].shape[1])
@@ -209,8 +218,7 @@ def summary(frames, episode, seed):
         each = [{name: x for who in PREDICTORS
                  for name, x in tiles.scores(frames, who, every, slice(h, h + 1)).items()} for h in steps]
         curve |= {name: [scores[name] for scores in each] for name in each[0]}
-    return result | dict(curve=curve, n_moving=int(frames['moving'].sum()),
-                         n_episodes=len(set(episode.tolist())))
+    return result | dict(curve=curve, n_moving=int(frames['moving'].sum()))
 
 
 def show(result):
@@ -223,6 +231,6 @@ def show(result):
         value, low, high = ('-' if x is None else f'{x:.2f}' for x in cells)
         print(f'{title:>20} {value:>7} ({low} to {high})', file=sys.stderr)
     if 'tile_agent' in result:
-        print('\nshare of frames with the agent where it should be, per step: model / shuffled', file=sys.stderr)
+        print('share of frames with the agent where it should be, per step, model/shuffled:', file=sys.stderr)
         pairs = zip(result['curve']['tile_agent'], result['curve']['tile_agent_shuffled'])
         print('  '.join(f'{own:.2f}/{other:.2f}' for own, other in pairs), file=sys.stderr)

@@ -131,7 +131,7 @@ def test_scores_against_a_naive_loop(folder, horizon):
     """
     model = build(blind)
     result = judge(model, folder, horizon=horizon, batch_size=7)
-    pooled, per_frame, moving, curve = [], [], [], [[] for _ in range(horizon)]
+    pooled, pixels, per_frame, moving, curve = [], [], [], [], [[] for _ in range(horizon)]
     for context, action, kw in model.calls:
         real = truth(context, action[:, :1])[:, 0].numpy()
         generator = kw['generator'].manual_seed(kw['generator'].initial_seed())
@@ -141,12 +141,15 @@ def test_scores_against_a_naive_loop(folder, horizon):
                 error = float(np.mean((dream[b, h] / 255 - real[b, h] / 255) ** 2))
                 moved = not np.array_equal(real[b, h], context['video'][b, -1].numpy())
                 moving.append(moved)
+                for y, x in np.argwhere((real[b, h] != context['video'][b, -1].numpy()).any(-1)):
+                    pixels.append(np.mean((dream[b, h, y, x] / 255 - real[b, h, y, x] / 255) ** 2))
                 per_frame.append(10 * np.log10(1 / (error + 1e-8)))
                 if moved:
                     pooled.append(error)
                     curve[h].append(error)
     assert result['psnr'] == pytest.approx(np.mean(per_frame), abs=1e-5)
     assert result['psnr_moving'] == pytest.approx(10 * np.log10(1 / np.mean(pooled)), abs=1e-5)
+    assert result['psnr_moving_pixels'] == pytest.approx(10 * np.log10(1 / np.mean(pixels)), abs=1e-4)
     assert result['curve']['model'] == pytest.approx([10 * np.log10(1 / np.mean(e)) for e in curve], abs=1e-5)
     assert result['n_moving'] == sum(moving) < len(moving) == result['n_clips'] * horizon
     assert np.mean(result['curve']['moving']) == pytest.approx(np.mean(moving))

@@ -285,6 +285,52 @@ def test_context_loss():
     assert torch.allclose(mse, error[:, 1:].mean((1, 2, 3, 4)), rtol=1e-5)
 
 
+def test_clean_context():
+    """context_t = -1: no noise, level -1, in training and in sampling."""
+    model = tiny(context_t=-1, history_level=-1.0, p_noise=0.5)
+    t = model.draw_t(1000, 4)
+    assert (t[:, 0] == -1).all() and t[:, 1:].min() >= 0
+    x, _, _ = inputs(model.cfg)
+    t = torch.full(x.shape[:2], -1)
+    assert torch.equal(model.q_sample(x, t, torch.randn_like(x)), x)
+    seen, net = [], model.net
+    model.net = lambda x, t, action: (seen.append((x.clone(), t.clone())), net(x, t, action))[1]
+    context = {'latent': x[:, :1], 'action': torch.zeros(len(x), 0, model.cfg.action_dim)}
+    model.rollout(context, torch.zeros(len(x), 1, 1, model.cfg.action_dim))
+    assert all(torch.equal(shown[:, 0], x[:, 0]) and (t[:, 0] == -1).all() for shown, t in seen)
+
+
+@pytest.mark.parametrize('context_t, history_level', [(-1, -1.0), (0, 0.3)])
+def test_skip_adds_the_newest_clean_frame(context_t, history_level):
+    """A network that says 0 predicts that nothing changes, in the loss and in the dream, whatever the noise."""
+    keys = dict(pred='x', skip=True, context_t=context_t, history_level=history_level, snr_gamma=0.0,
+                context_loss=False, n_context=2, sample_steps=3)
+    model = Model(Config(height=8, width=8, depth=4, hidden=32, heads=2, num_frames=4, **keys))   # starts as 0
+    x, t, action = inputs(model.cfg)
+    loss, mse = model.loss(x, action, t, torch.randn_like(x))
+    assert torch.allclose(mse, (x[:, 2:] - x[:, 1:2]).pow(2).mean((1, 2, 3, 4)), rtol=1e-5)
+    assert torch.equal(loss, mse)
+    context = {'latent': x[:, :3], 'action': action[:, :2]}
+    new = model.rollout(context, torch.zeros(len(x), 2, 5, model.cfg.action_dim))['latent']
+    assert torch.allclose(new, x[:, None, 2:3].expand_as(new), atol=1e-5)
+    with pytest.raises(ValueError, match='history = 1: must be n_context = 2 with skip'):
+        model.rollout(context, torch.zeros(len(x), 1, 5, model.cfg.action_dim), history=1)
+
+
+def test_change_weight():
+    """What differs from the newest context frame counts more, and `mse` is the plain one."""
+    model = tiny(change_weight=3.0, context_loss=False, snr_gamma=0.0)
+    x, t, action = inputs(model.cfg)
+    x[:, 1:, :, :4] = x[:, :1, :, :4]                                # the upper half stands still
+    eps = torch.randn_like(x)
+    loss, mse = model.loss(x, action, t, eps)
+    alpha, sigma = model.levels(t)
+    square = (model.net(model.q_sample(x, t, eps), t, action) - (alpha * eps - sigma * x)).pow(2)[:, 1:]
+    still, moved = square[..., :4, :].mean((1, 2, 3, 4)), square[..., 4:, :].mean((1, 2, 3, 4))
+    assert torch.allclose(mse, (still + moved) / 2, rtol=1e-5)
+    assert torch.allclose(loss, (still + 4 * moved) / 2, rtol=1e-5)
+
+
 def test_weight_meets_its_frame_in_the_paper_form():
     x, t, action = inputs(tiny().cfg)
     eps = torch.randn_like(x)
@@ -605,7 +651,8 @@ def test_a_checkpoint_without_eta_still_builds():
     *[({key: -2}, f'{key} = -2: must lie in') for key in ('depth', 'hidden', 'heads', 'patch', 'num_frames')],
     (dict(depth=0), 'depth = 0: must lie in 2..'), (dict(num_frames=1), 'num_frames = 1: must lie in 2..'),
     (dict(timesteps=1), 'timesteps = 1: must lie in 2..'), (dict(sample_steps=1001), 'must lie in 1..1000'),
-    (dict(context_t=1000), 'must lie in 0..999'), (dict(context_t=-1), 'must lie in 0..999'),
+    (dict(skip=True), 'skip = True: must be False with pred = v'),
+    (dict(change_weight=-1.0), 'must lie in 0..1000000'), (dict(context_t=1000), 'must lie in -1..999'), (dict(context_t=-2), 'must lie in -1..999'),
     (dict(p_noise=1.5), 'p_noise = 1.5'), (dict(p_noise=-0.1), 'p_noise = -0.1'),
     (dict(snr_gamma=-1.0), 'snr_gamma = -1.0: must lie in 0'), (dict(snr_gamma=math.nan), 'snr_gamma = nan'),
     (dict(snr_gamma=math.inf), 'snr_gamma = inf'), (dict(history_level=1.1), 'history_level = 1.1'),

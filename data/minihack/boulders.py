@@ -30,6 +30,8 @@ PUSH = 0.5                               # how often it pushes a boulder that it
 
 def level_file(level, water=False):
     """The path of a level by name, or of a .des file, which is compiled to see whether it can be."""
+    if water and level != 'boulders':
+        sys.exit(f'--water: only --level=boulders knows how; write water into {level} yourself')
     path = HERE / f'boulders{"_water" if water else ""}.des' if level == 'boulders' else Path(level)
     check_des(str(path))
     return str(path)
@@ -99,7 +101,7 @@ def wander(glyphs, at, last, rng):
     if push and rng.random() < PUSH:
         return push[rng.integers(len(push))]
     if last is not None and last not in wet and rng.random() < KEEP:
-        return last                                                  # also against a tree: it stays where it is
+        return last                                                  # also against a tree: nothing moves
     moves = free if free and rng.random() < 0.7 else [m for m in range(len(DELTAS)) if m not in wet]
     return moves[rng.integers(len(moves))]
 
@@ -127,14 +129,15 @@ def episode(i, seed, path, moves, shadows):
         video.append(level.frame())
         action.append(last)
     onehot = np.zeros((len(video), len(DELTAS)), np.float32)
-    onehot[np.arange(len(action)), action] = 1                       # the last row stays zero: it leads nowhere
+    onehot[np.arange(len(action)), action] = 1     # the last row stays zero: it leads nowhere
     return {'video': np.stack(video), 'action': onehot}
 
 
 def about(shadows, water):
     """What meta.json says of such pictures; `tiles` is for the scores of protocols/video.py."""
     shown = [g for g in NAMES if (g != WATER or water) and (g != DARK or shadows)]
-    return {'units': {'video': f'0-255; {TILE} px per tile, the whole room', 'action': 'one-hot compass move'},
+    units = {'video': f'0-255; {TILE} px per tile, the whole room', 'action': 'one-hot compass move'}
+    return {'units': units,
             'action_names': list(ACTIONS[:len(DELTAS)]), 'action_arrows': [[dx, dy] for dy, dx in DELTAS],
             'tiles': {'px': TILE, 'names': [NAMES[g] for g in shown], 'agent': 'player',
                       'pixels': [tiles()[g].tolist() for g in shown]}}

@@ -1,8 +1,8 @@
 """
 Play real NetHack levels and keep what the player saw.
-    python data/minihack/prepare.py                              what surrounds the player, for a world model
-    python data/minihack/prepare.py --level=boulders             a room seen whole, for a world model
-    python data/minihack/prepare.py --oracle                     a teacher's games, for a planner
+    python data/minihack/prepare.py                       what surrounds the player, for a world model
+    python data/minihack/prepare.py --level=boulders      a room seen whole, for a world model
+    python data/minihack/prepare.py --oracle              a teacher's games, for a planner
 
 World model: purpose and chance, mixed in a proportion of its own for every episode: on purpose the player
 walks to a cell that it has drawn, by chance it makes a random move. The staircase down ends a game, so it is
@@ -141,8 +141,8 @@ def make_pixels(args):
 def make_whole(args):
     """A world model's data, of a room seen whole."""
     path = boulders.level_file(args.level, args.water)
-    info = {'source': f'{Path(path).name}, played in NetHack by {Path(__file__).name}', 'revision': revision(),
-            'fps': 6, **boulders.about(args.shadows, args.water)}
+    source = f'{Path(path).name}, played in NetHack by {Path(__file__).name}'
+    info = {'source': source, 'revision': revision(), 'fps': 6, **boulders.about(args.shadows, args.water)}
     played = partial(boulders.episode, seed=args.seed, path=path, moves=args.moves, shadows=args.shadows)
     write(args.out, played, args.episodes, info=info, binary={'action': slice(None)},
           **common(args, __file__))
@@ -163,7 +163,7 @@ def kind_of(args, parser):
     else:
         make, ours, because = make_pixels, PIXELS, f'--level={args.level or PIXELS["level"]}'
         if args.level not in (None, *nethack.LEVELS):
-            parser.error(f'{because}: choose one of {", ".join(nethack.LEVELS)}, boulders, or a .des file')
+            parser.error(f'{because}: choose {", ".join(nethack.LEVELS)}, boulders or a .des file')
     for key in (PIXELS | WHOLE | GAMES).keys() - ours.keys():
         if key in told:
             parser.error(f'--{key} makes no sense with {because}')
@@ -189,13 +189,14 @@ def main():
     p = flags(__doc__, out='data/minihack_pixels, minihack_boulders or minihack_oracle')
     p.set_defaults(out=None)
     pixels, games = p.add_argument_group('for a world model'), p.add_argument_group('for a planner')
-    pixels.add_argument('--level', help=f'{", ".join(nethack.LEVELS)}: what surrounds the player; boulders, or '
-                        'a .des file: a room seen whole (default room)')
+    pixels.add_argument('--level', help=f'{", ".join(nethack.LEVELS)}: what surrounds the player; boulders '
+                        'or a .des file: a room seen whole (default room)')
     pixels.add_argument('--crop', type=int, help='tiles to a side, odd; 4 px each (default 7: 28 px)')
     pixels.add_argument('--episodes', type=int, help='how many (default 640)')
     pixels.add_argument('--moves', type=int, help='at most, of an episode; frames are one more (default 47)')
-    pixels.add_argument('--shadows', action='store_true', default=None, help='boulders: draw what is out of sight')
-    pixels.add_argument('--water', action='store_true', default=None, help='boulders: pools that swallow them')
+    pixels.add_argument('--shadows', action='store_true', default=None, help='of a room seen whole: darken '
+                        'what the player does not see right now')
+    pixels.add_argument('--water', action='store_true', default=None, help='boulders: pools swallow them')
     games.add_argument('--episodes_per_env', type=int, help='games per level (default 500)')
     games.add_argument('--oracle', nargs='?', const='explore', help=f'the teacher: {" | ".join(ORACLES)} '
                        '(default explore)')
