@@ -95,11 +95,15 @@ def maker(folder):
                 continue
             with open(prepare) as f:
                 text = f.read()
-            flags = [f'--{word}' for word in variant if f"'--{word}'" in text]
+            # only flags that stand alone: lerobot_video is no --video, which wants a camera
+            alone = "action='store_true'", "nargs='?'"
+            flags = [f'--{word}' for word in variant if any(f"'--{word}', {how}" in text for how in alone)]
             if 'oracle' in variant and 'bfs5' in variant:              # its value, not a flag of its own
                 flags[flags.index('--oracle')] = '--oracle=bfs5'
             if "'--src', required" in text:
                 flags.append('--src=PATH')
+            if "'--video'" in text and any('video' in word for word in variant):
+                flags.append('--video=CAMERA')
             if variant:                                        # without one, `folder` is where the code lies
                 flags.append(f'--out={folder}')
             return ' '.join([f'python data/{name}/prepare.py', *flags])
@@ -157,7 +161,8 @@ def check_episode(arrays, padded, like=None):
         rank = len(axes.split(', '))
         want(x.ndim == rank or (axes.endswith('...') and x.ndim > 0),
              f'{key} has the shape {x.shape}; want ({axes}), where T counts frames')
-        want(str(x.dtype) in dtypes.split(), f'{key} is {x.dtype}; want {" or ".join(dtypes.split())}')
+        hint = '; a float picture in 0..1 is np.rint(255 * x).astype(np.uint8)' if dtypes == 'uint8' else ''
+        want(str(x.dtype) in dtypes.split(), f'{key} is {x.dtype}; want {" or ".join(dtypes.split())}{hint}')
         want(x.size > 0, f'{key} is empty, {x.shape}')
         want(known != 'video' or x.shape[3] <= 4,
              f'{key} has the shape {x.shape}; want ({axes}), colours last')
@@ -192,6 +197,24 @@ def check_info(info, A, S):
              f'action_arrows = {arrows!r}: want [right, down] for each of {A} actions')
     if groups is not None:
         check_groups(groups, S)
+    if info.get('tiles') is not None:
+        check_tiles(info['tiles'])
+
+
+def check_tiles(tiles):
+    """What a picture made of tiles is made of: {px, names, agent, pixels}, see protocols/tiles.py."""
+    want(isinstance(tiles, dict), f'tiles = {tiles!r}: want {{px, names, agent, pixels}}')
+    px, names, agent = (tiles.get(key) for key in ('px', 'names', 'agent'))
+    want(type(px) is int and px > 0, f'tiles: px = {px!r}; want pixels per side')
+    want(isinstance(names, list) and all(isinstance(name, str) for name in names),
+         f'tiles: names = {names!r}; want a list of texts')
+    want(agent in names, f'tiles: agent = {agent!r}; want one of {", ".join(names)}')
+    try:
+        pixels = np.array(tiles.get('pixels'), np.uint8)
+    except (TypeError, ValueError, OverflowError):
+        pixels = np.zeros(0)
+    want(pixels.ndim == 4 and pixels.shape[:3] == (len(names), px, px),
+         f'tiles: pixels have the shape {list(pixels.shape)}; want [{len(names)}, {px}, {px}, C] of 0..255')
 
 
 def check_groups(groups, S):
@@ -221,6 +244,10 @@ def check_meta(meta):
     check_files(files, facts)
     A, S = facts.get('action_dim'), facts.get('state_dim')
     check_info(meta, A, S)
+    if meta.get('tiles') is not None:
+        px, sides = meta['tiles']['px'], [facts.get(side) for side in ('height', 'width')]
+        want(all(type(side) is int and side % px == 0 for side in sides),
+             f'tiles: px = {px} does not divide {sides}, height and width')
     check_info(meta | {key: facts[key] for key in ('fps', 'q_index') if key in facts}, A, S)
     check_stats(meta['stats'], files, A, S)
 

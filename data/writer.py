@@ -17,9 +17,10 @@ From "one episode as a function of its number" to a data folder; every prepare.p
         groups              robots: {name: {dims, unit, rate_of}}: entries of the state that share a unit, for
                             errors are reported per group; rate_of names the group whose rate of change it is
         env, contact        'data.<name>.env', the simulator that made the data; whether its contacts were on
+        tiles               {px, names, agent, pixels} of what the picture is made of, for the scores of tiles
         facts               {name: value} for fields of that name in a model's Config; sizes, fps and q_index
                             are among them by themselves
-        anything else       is kept in meta.json for people
+        tasks, clips, dt, decimation, mjcf_sha256, anything else        is kept in meta.json for people
 
 Workers compute SHARD episodes at a time into <out>.tmp/, so a stopped run goes on where it was. Then one
 process streams the shards, in episode order, into the final arrays, and one rename makes the folder appear.
@@ -356,8 +357,8 @@ def write(out, episode, n, *, seed, val, workers, command, info, limit=0, binary
     n = min(n, limit) if limit > 0 else n
     mask, tmp = split(n, val, seed), out.with_name(f'{out.name}.tmp')
     # shards are used again only if the settings and the code (ours, and the folder of `episode`) are the same
-    here = Path(__file__)
-    code = [p.read_text() for p in [here, here.with_name('layout.py'), *sorted(home(episode).glob('*.py'))]]
+    ours = [Path(__file__).with_name(name) for name in ('writer.py', 'layout.py', 'video.py')]
+    code = [p.read_text() for p in [*ours, *sorted(home(episode).glob('*.py'))]]
     key = repr([n, seed, SHARD, padded, info, sources, code])
     shards = tmp / hashlib.sha256(key.encode()).hexdigest()[:16]
     try:

@@ -131,7 +131,7 @@ BAD = {     # name: (text of the level or None, what the line says)
     'no file': (None, 'No such file'),
     'broken': (Path(PATH).read_text().replace('ENDMAP', 'END'), 'does not compile'),
     'empty': ('', 'does not compile: it defines no level'),
-    'other name': (Path(PATH).read_text().replace('mylevel', 'yours'), 'defines yours; want one level, called'),
+    'other name': (Path(PATH).read_text().replace('mylevel', 'yours'), 'defines yours; want one level'),
     'no walls': (NO_WALLS, 'no walls around one rectangle; want a premapped')}
 
 

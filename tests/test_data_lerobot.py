@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, script
+from conftest import ROOT, SHARED, one_line, script
 
 from data import writer
 from data.lerobot import prepare as lerobot
@@ -25,6 +25,9 @@ EPISODES = [(rng.normal(size=(T, 4)).astype(np.float32), rng.normal(size=(T, 3))
             for T in LENGTHS]
 V2 = 'data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet'
 V3 = 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
+FILM2 = 'videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4'
+FILM3 = 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4'
+TOP = 'observation.images.top'
 
 
 def rows(i, state, action, kind='fixed'):
@@ -350,3 +353,125 @@ def test_unitree_g1(tmp_path):
     s = np.load(tmp_path / 'g1' / 'val' / 'state.npy').astype(np.float64)
     copy = np.mean([((s[a + 2:b] - s[a + 1:b - 1])**2).sum() for a, b in spans]) * len(spans) / 4895 / 26
     assert np.isclose(copy, 6.03e-5, rtol=1e-3)         # the yardstick of dynamics models on this set
+
+
+# ---- pictures ----
+
+def pictures(i, T):
+    """Episode i as T frames (T, 24, 32, 3): its left half tells the frame, its right half the episode."""
+    x = np.zeros((T, 24, 32, 3), np.uint8)
+    x[:, :, :16], x[:, :, 16:] = 20 + 20 * np.arange(T)[:, None, None, None], 40 * i
+    return x
+
+
+def encode(path, frames):
+    """20 frames per second, as info.json says; the tests of data/clips look closer at this."""
+    av = pytest.importorskip('av')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('libx264' if 'libx264' in av.codecs_available else 'mpeg4', rate=20)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.bit_rate = 'yuv420p', 10_000_000
+        for x in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(x, format='rgb24')))
+        container.mux(stream.encode())
+
+
+def filmed(root, make=v2):
+    """The tree with a film: one per episode, or episodes 3 4 5 in the first file and 0 1 2 in the second."""
+    make(root)
+    if make is v2:
+        inform(root, video_path=FILM2)
+        for i, T in enumerate(LENGTHS):
+            encode(root / FILM2.format(episode_chunk=i // 4, video_key=TOP, episode_index=i), pictures(i, T))
+        return root
+    inform(root, video_path=FILM3)
+    where = {}
+    for k, members in enumerate([(3, 4, 5), (0, 1, 2)]):
+        for n, i in enumerate(members):
+            where[i] = 0, k, sum(LENGTHS[j] for j in members[:n]) / 20
+        film = np.concatenate([pictures(i, LENGTHS[i]) for i in members])
+        encode(root / FILM3.format(chunk_index=0, video_key=TOP, file_index=k), film)
+    for path in root.glob('meta/episodes/*/*.parquet'):
+        t = pq.read_table(path, partitioning=None)
+        for n, name in enumerate(('chunk_index', 'file_index', 'from_timestamp')):
+            column = [where[i][n] for i in t['episode_index'].to_pylist()]
+            t = t.append_column(f'videos/{TOP}/{name}', pa.array(column))
+        pq.write_table(t, path)
+    return root
+
+
+@pytest.mark.parametrize('make', [v2, v3])
+def test_frames_land_beside_their_rows(tmp_path, make):
+    flags = f'--video={TOP}', '--size=1x2', '--val=0'
+    prepare(filmed(tmp_path / 'src', make), tmp_path / 'out', *flags)
+    video = np.load(tmp_path / 'out' / 'train' / 'video.npy')
+    want = np.concatenate([pictures(i, T)[:, :1, 8::16] for i, T in enumerate(LENGTHS)])
+    assert video.shape == want.shape and abs(video.astype(int) - want).max() < 9
+    prepare(tmp_path / 'src', tmp_path / 'some', *flags, '--episodes=0,2-3,5', '--limit=3')
+    some = {key: np.load(tmp_path / 'some' / 'train' / f'{key}.npy') for key in ('video', 'state')}
+    ends = np.cumsum([0, *LENGTHS])
+    rows = np.concatenate([np.arange(ends[i], ends[i + 1]) for i in (0, 2, 3)])
+    assert np.array_equal(some['video'], video[rows])
+    assert np.array_equal(some['state'], np.load(tmp_path / 'out' / 'train' / 'state.npy')[rows])
+    meta = meta_of(tmp_path / 'some')
+    assert meta['facts']['input'] == 'video'
+    assert f'--video={TOP} --size=1x2 --episodes=0,2-3,5' in meta['command']
+
+
+def film_of(i): return FILM2.format(episode_chunk=i // 4, video_key=TOP, episode_index=i)
+
+
+BAD_FILMS = {      # name: (what is done to the good tree, flags, what the line says)
+    'camera': (lambda s: 0, ['--video=top'], f'--video=top: no such camera; there are {TOP}'),
+    'no camera': (lambda s: inform(s, features={k: {'dtype': 'float32', 'shape': [n]} for k, n in
+                                                (('observation.state', 4), ('action', 3))}), [],
+                  'no such camera; there are no videos'),
+    'missing': (lambda s: (s / film_of(2)).unlink(), [],
+                'episode_000002.mp4 is missing; fetch it, or name the episodes that are there: --episodes='),
+    'cut': (lambda s: (s / film_of(2)).write_bytes((s / film_of(2)).read_bytes()[:-400]), [], 'episode 2: '),
+    'text': (lambda s: (s / film_of(2)).write_text('no film'), [], 'episode_000002.mp4 cannot be decoded'),
+    'own number': (lambda s: (s / film_of(4)).write_text('no film'), ['--episodes=0,4'], 'episode 4: '),
+    'short': (lambda s: encode(s / film_of(2), pictures(2, 8)), [],
+              'episode_000002.mp4 holds 8 frames of episode 2; its table has 9 rows'),
+    'long': (lambda s: encode(s / film_of(2), pictures(2, 11)), [], 'holds 11 frames of episode 2; its'),
+    'rate': (lambda s: inform(s, fps=25), [], 'episode 0: '),
+    'pattern': (lambda s: inform(s, video_path='{nothing}'), [], "does not tell where the videos of"),
+    'no pattern': (lambda s: inform(s, video_path=None), [], "does not tell where the videos of"),
+    'episodes': (lambda s: 0, ['--episodes=4-6'], '--episodes=4-6: the set has the episodes 0-5'),
+    'episodes twice': (lambda s: 0, ['--episodes=1,0-2'], '--episodes=1,0-2: some are in twice'),
+    'episodes text': (lambda s: 0, ['--episodes=all'], '--episodes=all: want numbers and ranges'),
+    'size': (lambda s: 0, ['--size=big'], '--size=big: want 32')}
+
+
+@pytest.mark.parametrize('name', BAD_FILMS)
+def test_bad_films_are_one_line(tmp_path, name):
+    change, flags, says = BAD_FILMS[name]
+    src = filmed(tmp_path / 'src')
+    change(src)
+    _, err = prepare(src, tmp_path / 'out', '--val=0', f'--video={TOP}', *flags, code=1)
+    assert says in one_line(err) and not (tmp_path / 'out').exists()
+
+
+def test_no_columns_for_the_film(tmp_path):
+    """A v3 set whose meta/episodes do not say where the film is; and --size without a camera."""
+    inform(v3(tmp_path / 'src'), video_path=FILM3)
+    _, err = prepare(tmp_path / 'src', tmp_path / 'out', f'--video={TOP}', code=1)
+    assert f'has no column videos/{TOP}/chunk_index; there are' in one_line(err)
+    assert '--size=9: of what?' in prepare(tmp_path / 'src', tmp_path / 'out', '--size=9', code=1)[1]
+
+
+@pytest.mark.skipif(not os.path.exists(G1), reason='needs ../shared')
+def test_the_films_of_the_real_set(tmp_path):
+    """Six files of a Unitree G1, AV1 at 30 Hz: as many frames as rows everywhere, and one read to its end."""
+    from data.video import probe
+    info, files = reader.layout(G1)
+    camera = 'observation.images.cam_high'
+    for i in 1, 2, 4, 5, 7, 8:
+        film, first = reader.films(G1, camera)[i]
+        assert probe(film) == (files[i][1], 30, (480, 640)) and first == 0
+    prepare(G1, tmp_path / 'out', f'--video={camera}', '--episodes=2', '--val=0', '--size=24x32')
+    video = np.load(tmp_path / 'out' / 'train' / 'video.npy')
+    assert video.shape == (343, 24, 32, 3) and 60 < video.mean() < 200
+    change = abs(np.diff(video.astype(int), axis=0)).mean((1, 2, 3))
+    assert change.max() < 20 and change.mean() > 0.1                   # it moves, and never jumps

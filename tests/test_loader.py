@@ -217,6 +217,8 @@ def test_missing_folder(tmp_path, monkeypatch):
     ('data/arx5_contact_full', 'arx5/prepare.py --contact --full --out=data/arx5_contact_full'),
     ('data/arx5_default/', 'arx5/prepare.py --out=data/arx5_default/'),
     ('data/lerobot_g1', 'lerobot/prepare.py --src=PATH --out=data/lerobot_g1'),
+    ('data/lerobot_g1video', 'lerobot/prepare.py --src=PATH --video=CAMERA --out=data/lerobot_g1video'),
+    ('data/clips_size', 'clips/prepare.py --src=PATH --out=data/clips_size'),          # --size wants a value
     ('data/wall', 'wall/prepare.py')])                     # the folder of the code, which has a default
 def test_how_to_make_it(folder, command):
     assert how_to_make(folder) == f'make it: python data/{command}'

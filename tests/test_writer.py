@@ -1,9 +1,11 @@
 """data/writer.py: the same bytes however they were made, nothing half-written, statistics of real rows."""
+import ast
 import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,7 +43,8 @@ BAD = {         # what is wrong with episode 11, how it comes about, and what th
     'nan': (change('state', lambda x: x * np.float32('nan')), 'state holds a value that is not finite'),
     'double': (change('state', lambda x: x.astype(float)), 'state is float64; want float32'),
     'integers': (change('action', lambda x: x.astype(int)), 'action is int64; want float32'),
-    'floats': (change('video', lambda x: (x / 255).astype(np.float32)), 'video is float32; want uint8'),
+    'floats': (change('video', lambda x: (x / 255).astype(np.float32)),
+               'video is float32; want uint8; a float picture in 0..1 is np.rint(255 * x).astype(np.uint8)'),
     'grey': (change('video', lambda x: x[..., 0]), 'video has the shape (3, 4, 5); want (T, H, W, C), where'),
     'picture': (change('video', lambda x: x[0]), 'video has the shape (4, 5, 3); want (T, H, W, C)'),
     'planes': (change('video', lambda x: x.transpose(0, 3, 1, 2)),
@@ -223,6 +226,26 @@ def test_later_episodes_must_look_like_those_kept(tmp_path, monkeypatch):
 def test_info_is_checked_before_the_work(tmp_path, monkeypatch, info, words):
     monkeypatch.setattr(writer, 'run', lambda *_: pytest.fail('the work has begun'))
     refused(tmp_path, words, info=info)
+
+
+def told():
+    """The keys that prepare.py tell in `info`: of dicts called info or about, or that about() returns."""
+    keys = set()
+    for path in [*Path(ROOT).glob('data/*/prepare.py'), Path(ROOT, 'data/minihack/boulders.py')]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ('info', 'about')
+            if named or isinstance(node, ast.Return) and path.stem == 'boulders':
+                if isinstance(node.value, ast.Dict):
+                    keys |= {key.value for key in node.value.keys if key is not None}
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith('about['):
+                keys.add(node.targets[0].slice.value)
+    return keys
+
+
+def test_the_docstring_lists_every_key_of_info():
+    words = set(re.findall(r'\w+', writer.__doc__))
+    assert {'fps', 'q_index', 'tiles', 'clips', 'groups', 'contact'} <= told()
+    assert told() - words - {'video', 'action'} == set()           # boulders returns an episode, too
 
 
 @pytest.mark.parametrize('flags, words', [

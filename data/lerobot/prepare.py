@@ -1,6 +1,7 @@
 """
-Recordings of robots in the LeRobot format: states and actions; videos come in a later release.
+Recordings of robots in the LeRobot format: states and actions, with --video also what one camera saw.
     python data/lerobot/prepare.py --src=../g1_lerobot --out=data/lerobot_g1 --val=85-99 --group arm=0-13:rad
+    ... --out=data/lerobot_g1video --video=observation.images.cam_high --episodes=1,2,4,5,7,8 --val=4-5
 
 A row is a frame: state[t] is measured, action[t] is taken at frame t. Nothing is missing after the last
 frame: its action was sent to the robot and is kept. reader.py reads the files; here we ask which entries of
@@ -13,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from data.lerobot.reader import episode, layout, sources, width  # noqa: E402
+from data.lerobot.reader import episode, films, layout, width  # noqa: E402
+from data.video import sides  # noqa: E402
 from data.writer import common, flags, write  # noqa: E402
 
 
@@ -27,13 +29,13 @@ def entries(names, n):
     return names if len(names) == n and all(isinstance(name, str) for name in names) else []
 
 
-def indices(text, n, flag):
+def indices(text, n, flag, there='the state has the entries'):
     """'0-2,5' -> [0, 1, 2, 5], all of them below n."""
     if not re.fullmatch(r'\d+(-\d+)?(,\d+(-\d+)?)*', text):
-        sys.exit(f'{flag}: want entries of the state, like 0-2,5')
+        sys.exit(f'{flag}: want numbers and ranges, like 0-2,5')
     spans = [[int(x) for x in part.split('-')] for part in text.split(',')]
     if max(max(span) for span in spans) >= n or any(span[0] > span[-1] for span in spans):
-        sys.exit(f'{flag}: the state has the entries 0-{n - 1}')
+        sys.exit(f'{flag}: {there} 0-{n - 1}')
     return [i for span in spans for i in range(span[0], span[-1] + 1)]
 
 
@@ -70,6 +72,18 @@ def commanded(flag, states, actions, S, A):
           'says which')
 
 
+def sources(files):
+    """Name, size and time of each file: what was fetched anew must not be mixed with what was read before."""
+    found = []
+    for path in dict.fromkeys(files):
+        try:
+            stat = path.stat()
+        except OSError:
+            sys.exit(f'{path} is missing; fetch it, or name the episodes that are there: --episodes=0-4,7')
+        found.append((path.name, stat.st_size, stat.st_mtime_ns))
+    return found
+
+
 def main():
     p = flags(__doc__, out='data/lerobot_g1')
     p.add_argument('--src', required=True, help='folder of the LeRobot set, with meta/ and data/')
@@ -78,8 +92,20 @@ def main():
     p.add_argument('--group', action='append', default=[], help='NAME=ENTRIES:UNIT of the state, often')
     p.add_argument('--q_index', default=False,
                    help='states that actions command: 0-25 | 0,1,2 | none (default: those of the same name)')
+    p.add_argument('--video', default=False, help='camera, a column like observation.images.cam_high')
+    p.add_argument('--size', default=False, help='of its pictures: 32, or 24x32, height x width (default 32)')
+    p.add_argument('--episodes', default=False, help='keep these, like 1,2,4-5; --val then counts the kept')
     args = p.parse_args()
     info, files = layout(args.src)
+    chosen = list(range(len(files)))
+    if args.episodes:
+        chosen = indices(args.episodes, len(files), f'--episodes={args.episodes}', 'the set has the episodes')
+    if len(set(chosen)) < len(chosen):
+        sys.exit(f'--episodes={args.episodes}: some are in twice')
+    if args.size and not args.video:
+        sys.exit(f'--size={args.size}: of what? --video=CAMERA says which pictures to read')
+    if args.video:
+        args.size = args.size or '32'
     S, A = (width(info, column) for column in (args.state, args.action))
     states, actions = (entries(info['features'][column].get('names'), n)
                        for column, n in ((args.state, S), (args.action, A)))
@@ -94,9 +120,13 @@ def main():
     if q_index is not None:
         about['q_index'] = q_index
     args.group = ' --group='.join(args.group) or False         # as one would type it again
-    read_one = partial(episode, src=args.src, state=args.state, action=args.action)
-    wanted = files[:args.limit] if args.limit > 0 else files
-    write(args.out, read_one, len(files), info=about, padded=(), sources=sources(path for path, _ in wanted),
+    read_one = partial(episode, src=args.src, state=args.state, action=args.action, camera=args.video,
+                       size=sides(args.size), chosen=chosen)
+    wanted = chosen[:args.limit] if args.limit > 0 else chosen
+    read = [files[i][0] for i in wanted]
+    if args.video:
+        read += [films(args.src, args.video)[i][0] for i in wanted]
+    write(args.out, read_one, len(chosen), info=about, padded=(), sources=sources(read),
           **common(args, __file__))
 
 

@@ -5,7 +5,7 @@ The LeRobot format, v2.0, v2.1 and v3.0: where an episode lies, and what its row
     v3.0   many episodes per file    data/chunk-000/file-000.parquet           who is where in meta/episodes/
 
 Whatever a set says is checked, and what is wrong with it is one line that names the file. `layout` knows
-where an episode lies, `episode` reads it.
+where an episode lies, `films` where the pictures of one camera do, `episode` reads both.
 """
 import json
 import sys
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.video import frames
+
 VERSIONS = 'v2.0', 'v2.1', 'v3.0'
-PLACE = 'data/chunk_index', 'data/file_index'          # columns of meta/episodes that name the file (v3.0)
 
 
 def records(path):
@@ -72,40 +73,58 @@ def layout(src):
         if not {'fps', 'features'} <= info.keys():
             raise KeyError('fps or features')
         n = number(info, 'total_episodes', path)
-        rows = rows_v3(src) if version == 'v3.0' else rows_v2(src, number(info, 'chunks_size', path, least=1))
+        rows = rows_v3(src) if version == 'v3.0' else rows_v2(src, info)
         wrong = sorted(rows.keys() ^ set(range(n))) if n < 10**8 else [n - 1]
         if wrong or n < 1:
             sys.exit(f'{src}: info.json counts {n} episodes, meta/episodes {len(rows)}; they differ in '
                      f'{wrong[:5]}')
-        files = [place(src, info['data_path'], rows[i]) for i in range(n)]
+        files = [place(src, info, 'data_path', rows[i]) for i in range(n)]
         lengths = [number(rows[i], 'length', f'{src}/meta, episode {i}') for i in range(n)]
     except KeyError as e:
         sys.exit(f'{src}/meta lacks {e}, which a {version} set has')
     return info, list(zip(files, lengths))
 
 
-def rows_v2(src, chunk):
-    """{episode: what fills the holes of data_path, and its length}. A folder holds `chunk` episodes."""
+def rows_v2(src, info):
+    """{episode: what fills the holes of data_path, and its length}. A folder holds `chunks_size` episodes."""
+    chunk = number(info, 'chunks_size', Path(src, 'meta', 'info.json'), least=1)
     where = Path(src, 'meta', 'episodes.jsonl')
     rows = [(number(row, 'episode_index', where), row) for row in records(where)]
     return {i: {'episode_chunk': i // chunk, **row} for i, row in rows}
 
 
-def rows_v3(src):
-    """The same for many episodes per file."""
-    rows = {}
+def rows_v3(src, what='data', *more):
+    """The same for many episodes per file. what: 'data', or 'videos/<camera>'; more: columns besides."""
+    rows, where = {}, [f'{what}/chunk_index', f'{what}/file_index']
     for path in sorted(Path(src).glob('meta/episodes/*/*.parquet')):
-        for row in read(path, [*PLACE, 'episode_index', 'length']).to_pylist():
-            rows[row['episode_index']] = row | {key.removeprefix('data/'): row[key] for key in PLACE}
+        for row in read(path, [*where, 'episode_index', 'length', *more]).to_pylist():
+            rows[row['episode_index']] = row | {key.split('/')[-1]: row[key] for key in where}
     return rows
 
 
-def place(src, pattern, row):
-    """The file of an episode: data_path of info.json with its holes filled."""
+def place(src, info, key, row):
+    """The file of an episode: data_path or video_path of info.json with its holes filled."""
     try:
-        return Path(src, pattern.format(**row))
+        return Path(src, info[key].format(**row))
     except (AttributeError, IndexError, TypeError, ValueError) as e:
-        sys.exit(f'{src}/meta/info.json: data_path = {pattern!r} cannot be filled in ({e})')
+        sys.exit(f'{src}/meta/info.json: {key} = {info[key]!r} cannot be filled in ({e})')
+
+
+@cache
+def films(src, camera):
+    """(video file, its first frame) of every episode."""
+    info, files = layout(src)
+    cameras = [name for name, feature in info['features'].items() if feature.get('dtype') == 'video']
+    if camera not in cameras:
+        sys.exit(f'--video={camera}: no such camera; there are {", ".join(cameras) or "no videos"}')
+    v3, start = info['codebase_version'] == 'v3.0', f'videos/{camera}/from_timestamp'
+    rows = rows_v3(src, f'videos/{camera}', start) if v3 else rows_v2(src, info)
+    try:
+        found = [rows[i] | {'video_key': camera} for i in range(len(files))]
+        firsts = [round(row.get(start, 0) * info['fps']) for row in found]
+        return list(zip([place(src, info, 'video_path', row) for row in found], firsts))
+    except (KeyError, TypeError, ValueError) as e:
+        sys.exit(f'{src}/meta does not tell where the videos of {camera} are ({e}); fetch it again')
 
 
 def width(info, column):
@@ -122,9 +141,10 @@ def width(info, column):
     return shape[0]
 
 
-def episode(i, src, state, action):
-    """Episode i: {'state': (T, S), 'action': (T, A)} float32. What is wrong with the set ends the run."""
-    info, files = layout(src)
+def episode(k, src, state, action, camera, size, chosen):
+    """Episode chosen[k]: {'state': (T, S), 'action': (T, A)} float32, with a camera also 'video'
+    (T, H, W, 3) uint8. What is wrong with the set ends the run."""
+    i, (info, files) = chosen[k], layout(src)
     path, T = files[i]
     table = read(path, ['frame_index', state, action], filters=[('episode_index', '=', i)])
     frame = table['frame_index'].to_numpy()
@@ -146,16 +166,14 @@ def episode(i, src, state, action):
         if len(bad):
             sys.exit(f'{path}: {column} of episode {i} is not finite at frame {frame[order][bad[0]]}')
         arrays[key] = x
-    return arrays
-
-
-def sources(files):
-    """Name, size and time of each file: what was fetched anew must not be mixed with what was read before."""
-    found = []
-    for path in dict.fromkeys(files):
+    if camera:
+        film, first = films(src, camera)[i]
+        # a file of its own (v2.x) is read to its end: it must not hold more frames than there are rows either
+        count = T if info['codebase_version'] == 'v3.0' else 0
         try:
-            stat = path.stat()
-        except OSError:
-            sys.exit(f'{path} is missing; fetch it, or take fewer episodes with --limit')
-        found.append((path.name, stat.st_size, stat.st_mtime_ns))
-    return found
+            arrays['video'] = frames(film, size, first, count, info['fps'])
+        except ValueError as e:
+            sys.exit(f'episode {i}: {e}')
+        if len(arrays['video']) != T:
+            sys.exit(f'{film} holds {len(arrays["video"])} frames of episode {i}; its table has {T} rows')
+    return arrays

@@ -21,7 +21,8 @@ from data.minihack.pixels import TILE, tiles
 
 HERE = Path(__file__).parent
 DARK = CMAP + 20                         # floor that is remembered, out of sight
-TREE, WATER, BOULDER, PLAYER = CMAP + 18, CMAP + 32, 2353, 337
+TREE, WATER, BOULDER = CMAP + 18, CMAP + 32, 2353
+PLAYER, MONK = 333, 'mon-hum-neu'        # of all roles the one that stands out most against the floor
 NAMES = {PLAYER: 'player', FLOOR: 'floor', TREE: 'tree', BOULDER: 'boulder', WATER: 'water', DARK: 'shadow'}
 WALLS = range(CMAP + 1, CMAP + 12)
 KEEP = 0.6                               # how often the player goes on in the direction of its last move
@@ -42,7 +43,7 @@ class Fixed:
 
     def __init__(self, path, shadows=False):
         self.path, self.shadows, self.box = path, shadows, None
-        self.env = make_env(path, cap=10**9)
+        self.env = make_env(path, cap=10**9, character=MONK)
 
     def start(self, seed):
         obs, _ = self.env.reset(seed=seed)

@@ -143,11 +143,13 @@ def register():
         import minihack  # noqa: F401
 
 
-def build(name):
+def build(name, character=''):
     """MiniHack's own environment: it compiles the level and knows its keys and cap."""
     register()
     keys = dict(disable_env_checker=True, observation_keys=('glyphs', 'blstats'),
                 fix_moon_phase=True)     # a full moon tonight is luck, and luck is other dice
+    if character:
+        keys['character'] = character
     if name.endswith('.des'):
         check_des(name)
         with open(name) as f:            # as text, because MiniHack cannot copy a path with a space in it
@@ -169,12 +171,13 @@ class Level(gymnasium.Env):
     memory          show where the player has been, and how often it searched there: MARK, MARK + 1, ...
     alias_actions   ids that the level does not have mean another key, id % n, as published
     chars           also fill self.chars (21, 79) uint8, what a terminal would show; bfs5 reads it
+    character       who plays, as NetHack writes it: 'mon-hum-neu' is a human monk; '' is MiniHack's choice
     """
 
     def __init__(self, name, cap=500, crop=CROP, edge=EDGE, shaped=False, memory=False, alias_actions=False,
-                 chars=False):
+                 chars=False, character=''):
         assert crop % 2 == 1, f'crop {crop} has no middle cell for the player; use an odd number'
-        self.inner = build(name)                    # owns the folder that the engine plays in
+        self.inner = build(name, character)         # owns the folder that the engine plays in
         self.name, self.shaped, self.memory = name, shaped, memory
         of_level = cap if name.endswith('.des') else self.inner._max_episode_steps   # a file cannot tell one
         self.cap = min(cap, of_level)

@@ -1,0 +1,80 @@
+"""
+Video files as arrays, the same for data/clips and data/lerobot: one seek, then straight on. Needs PyAV.
+
+Which frame is this? Where the rate is known, its time says so: round((pts - start) * time_base * fps). Else
+we count. We never ask a file for its average rate: that is a guess, and in some recordings a wild one.
+What is wrong with a file is ValueError, one line that begins with its path.
+"""
+import re
+import sys
+from contextlib import contextmanager
+from itertools import islice
+
+import numpy as np
+from PIL import Image
+
+
+@contextmanager
+def opened(path):
+    """The container and its first video stream; whatever FFmpeg says of the file becomes ValueError."""
+    try:
+        import av
+    except ImportError:
+        sys.exit("videos need: pip install -e '.[video]'")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f'{path} holds no video')
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1      # our workers are processes, one per core already
+            yield container, stream
+    except av.error.FFmpegError as e:
+        raise ValueError(f'{path} cannot be decoded ({e.strerror}); copy or download it again') from None
+
+
+def sides(text):
+    """--size: '32' -> (32, 32), '24x32' -> (24, 32), which is (height, width); nothing -> None."""
+    if text and not re.fullmatch(r'[1-9]\d{0,3}(x[1-9]\d{0,3})?', text):
+        sys.exit(f'--size={text}: want 32, or 24x32 for height x width')
+    return (int(text.split('x')[0]), int(text.split('x')[-1])) if text else None
+
+
+def probe(path):
+    """Nothing decoded: frames (0: it does not say), fps (None: it has but one frame), (height, width)."""
+    with opened(path) as (container, stream):
+        steps = np.diff(sorted(p.pts for p in islice(container.demux(stream), 200) if p.pts is not None))
+        step = np.median(steps) if len(steps) else 0
+        if step:       # the median forgives pauses; webm counts in ms, so we average what is a tick beside it
+            step = steps[abs(steps - step) <= 1].mean()
+        fps = round(1 / float(step * stream.time_base), 2) if step else None
+        return stream.frames, fps, (stream.height, stream.width)
+
+
+def resize(picture, size):
+    """(H, W, 3) uint8 -> (*size, 3), all of it. A pixel is the mean of those it covers, so nothing rings."""
+    if size is None or picture.shape[:2] == size:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BOX))
+
+
+def frames(path, size=None, first=0, count=0, fps=None):
+    """`count` frames from `first` on (0: all), resized: (T, H, W, 3) uint8. first > 0 needs fps."""
+    pictures, due = [], first
+    with opened(path) as (container, stream):
+        start, promised = stream.start_time or 0, count or stream.frames
+        if first:      # a second early: files seek by the time of decoding, which precedes that of showing
+            container.seek(start + int(max(first / fps - 1, 0) / stream.time_base), stream=stream)
+        for frame in container.decode(stream):
+            passed = ((frame.pts or 0) - start) * stream.time_base                 # seconds, a Fraction
+            number = round(float(passed) * fps) if fps else due
+            if 0 <= number < first:
+                continue
+            if number != due or frame.is_corrupt:
+                raise ValueError(f'{path}: frame {due} is damaged, missing or there twice')
+            pictures.append(resize(frame.to_ndarray(format='rgb24'), size))
+            due += 1
+            if due - first == count:
+                break
+    if due - first < max(promised, 1):
+        raise ValueError(f'{path} ends after {due} frames, want {first + promised}; was it cut short?')
+    return np.stack(pictures)
