@@ -1,6 +1,5 @@
 # Real video: a Unitree G1 picks up a bottle, 32 px, 6 Hz, four videos to learn from and two held out.
-# python data/lerobot/prepare.py --src=../g1_lerobot --video=observation.images.cam_high --size=32 \
-#   --episodes=1,2,4,5,7,8 --val=4-5 --out=data/lerobot_g1video
+# The command that makes the data stands in data/lerobot/readme.md.
 inherit('minihack_wm_cpu.py')
 dataset = 'lerobot_g1video'
 out_dir = 'out/g1_video'
@@ -9,4 +8,6 @@ frame_skip = 5                 # 30 Hz were recorded; a model frame is a sixth o
 injection = 'adaln_fuse'
 skip = True
 context_t = -1
-max_steps = 450
+sample_steps = 1
+max_steps = 300
+lr = 1e-3                      # with 3e-3 it learns the four videos by heart

@@ -171,6 +171,17 @@ def test_columns_and_q_index(tmp_path):
         assert 'delta_state' in meta['stats'] and 'delta_action' not in meta['stats']
 
 
+def test_relative_actions(tmp_path):
+    src = v2(tmp_path / 'src')
+    prepare(src, tmp_path / 'a', '--relative', '--val=0')
+    wanted = np.concatenate([a - s[:, [3, 0, 1]] for s, a in EPISODES])          # d, a, b of a, b, c, d
+    assert np.array_equal(np.load(tmp_path / 'a' / 'train' / 'action.npy'), wanted)
+    meta = meta_of(tmp_path / 'a')
+    assert 'q_index' not in meta and 'delta_action' not in meta['stats'] and '--relative' in meta['command']
+    _, err = prepare(src, tmp_path / 'b', '--relative', '--q_index=none', code=1)
+    assert '--relative: which state does each action command?' in err and not (tmp_path / 'b').exists()
+
+
 @pytest.mark.parametrize('names, found', [
     (['a', 'b'], ['a', 'b']), ([['a', 'b']], ['a', 'b']), ({'motors': ['a', 'b']}, ['a', 'b']),
     ({'left': ['a'], 'right': ['b']}, ['a', 'b']), (None, []), (['a'], []), ({'a': 0, 'b': 1}, [])])

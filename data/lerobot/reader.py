@@ -141,9 +141,10 @@ def width(info, column):
     return shape[0]
 
 
-def episode(k, src, state, action, camera, size, chosen):
+def episode(k, src, state, action, camera, size, chosen, relative=None):
     """Episode chosen[k]: {'state': (T, S), 'action': (T, A)} float32, with a camera also 'video'
-    (T, H, W, 3) uint8. What is wrong with the set ends the run."""
+    (T, H, W, 3) uint8. relative: the entries of the state from which the action shall be measured. What is
+    wrong with the set ends the run."""
     i, (info, files) = chosen[k], layout(src)
     path, T = files[i]
     table = read(path, ['frame_index', state, action], filters=[('episode_index', '=', i)])
@@ -166,6 +167,8 @@ def episode(k, src, state, action, camera, size, chosen):
         if len(bad):
             sys.exit(f'{path}: {column} of episode {i} is not finite at frame {frame[order][bad[0]]}')
         arrays[key] = x
+    if relative is not None:
+        arrays['action'] = arrays['action'] - arrays['state'][:, relative]
     if camera:
         film, first = films(src, camera)[i]
         # a file of its own (v2.x) is read to its end: it must not hold more frames than there are rows either
