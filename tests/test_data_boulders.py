@@ -12,7 +12,7 @@ from data.minihack import boulders, env
 from data.minihack.pixels import tiles
 
 PATH = boulders.level_file('boulders')
-PLAY = {'seed': 0, 'path': PATH, 'moves': 30, 'shadows': False}
+PLAY = {'seed': 0, 'path': PATH, 'moves': 30, 'shadows': False, 'diagonal': False}
 PREPARE = 'data/minihack/prepare.py'
 
 
@@ -68,7 +68,7 @@ def test_rooms(episodes):
 def test_shapes(episodes):
     for e in episodes:
         assert e['video'].shape == (31, 36, 36, 3) and e['video'].dtype == np.uint8
-        assert e['action'].shape == (31, 8) and e['action'].dtype == np.float32
+        assert e['action'].shape == (31, 4) and e['action'].dtype == np.float32
         assert (e['action'][:-1].sum(1) == 1).all() and not e['action'][-1].any()
 
 
@@ -77,6 +77,14 @@ def test_seeds(episodes):
     assert all(np.array_equal(again[key], episodes[3][key]) for key in again)
     other = boulders.episode(3, **{**PLAY, 'seed': 1})
     assert not np.array_equal(other['video'][0], episodes[3]['video'][0])
+
+
+def test_diagonal_moves():
+    e = boulders.episode(0, **{**PLAY, 'diagonal': True})
+    assert e['action'].shape == (31, 8) and e['action'][:, 4:].any()
+    rooms, moves = names(e['video']), e['action'][:-1].argmax(1)
+    right = [np.array_equal(push(rooms[t], move), rooms[t + 1]) for t, move in enumerate(moves)]
+    assert np.mean(right) > 0.9
 
 
 def test_shadows_are_the_same_game(episodes):

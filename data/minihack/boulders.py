@@ -88,10 +88,10 @@ def inside(glyphs):
     return int(top) + 1, int(left) + 1, int(bottom - top) - 1, int(right - left) - 1
 
 
-def wander(glyphs, at, last, rng):
-    """The next move: often the last direction again, often a boulder's way, never into water."""
+def wander(glyphs, at, last, moves, rng):
+    """The next of so many moves: often the last one again, often a boulder's way, never into water."""
     free, push, wet = [], [], []
-    for move, (dy, dx) in enumerate(DELTAS):
+    for move, (dy, dx) in enumerate(DELTAS[:moves]):
         ahead, beyond = look(glyphs, at, dy, dx, 1), look(glyphs, at, dy, dx, 2)
         if ahead == WATER:
             wet.append(move)
@@ -103,8 +103,8 @@ def wander(glyphs, at, last, rng):
         return push[rng.integers(len(push))]
     if last is not None and last not in wet and rng.random() < KEEP:
         return last                                                  # also against a tree: nothing moves
-    moves = free if free and rng.random() < 0.7 else [m for m in range(len(DELTAS)) if m not in wet]
-    return moves[rng.integers(len(moves))]
+    dry = free if free and rng.random() < 0.7 else [m for m in range(moves) if m not in wet]
+    return dry[rng.integers(len(dry))]
 
 
 def look(glyphs, at, dy, dx, steps):
@@ -116,29 +116,31 @@ def look(glyphs, at, dy, dx, steps):
 watch = cache(Fixed)                     # one per worker; a seeded level forgets what was played before
 
 
-def episode(i, seed, path, moves, shadows):
-    """Episode i: {'video': (T, 4 rows, 4 cols, 3) uint8, 'action': (T, 8) one-hot}, T <= moves + 1."""
+def episode(i, seed, path, moves, shadows, diagonal):
+    """Episode i: {'video': (T, 4 rows, 4 cols, 3) uint8, 'action': (T, 4 or 8) one-hot}, T <= moves + 1."""
+    ways = 8 if diagonal else 4                                      # N E S W come first
     rng, level = np.random.default_rng([seed, i]), watch(path, shadows)
     level.start(int(rng.integers(2**31)))
     video, action, last = [level.frame()], [], None
     while len(action) < moves:
-        last = int(wander(level.glyphs(), level.player(), last, rng))
+        last = int(wander(level.glyphs(), level.player(), last, ways, rng))
         _, _, over, cut, _ = level.env.step(last)
         strange = set(np.unique(level.glyphs()).tolist()) - NAMES.keys()
         if over or cut or strange:
             break                        # drowned, or a monster came: no frame follows this move, drop it
         video.append(level.frame())
         action.append(last)
-    onehot = np.zeros((len(video), len(DELTAS)), np.float32)
+    onehot = np.zeros((len(video), ways), np.float32)
     onehot[np.arange(len(action)), action] = 1     # the last row stays zero: it leads nowhere
     return {'video': np.stack(video), 'action': onehot}
 
 
-def about(shadows, water):
+def about(shadows, water, diagonal):
     """What meta.json says of such pictures; `tiles` is for the scores of protocols/video.py."""
     shown = [g for g in NAMES if (g != WATER or water) and (g != DARK or shadows)]
+    ways = 8 if diagonal else 4
     units = {'video': f'0-255; {TILE} px per tile, the whole room', 'action': 'one-hot compass move'}
     return {'units': units,
-            'action_names': list(ACTIONS[:len(DELTAS)]), 'action_arrows': [[dx, dy] for dy, dx in DELTAS],
+            'action_names': list(ACTIONS[:ways]), 'action_arrows': [[dx, dy] for dy, dx in DELTAS[:ways]],
             'tiles': {'px': TILE, 'names': [NAMES[g] for g in shown], 'agent': 'player',
                       'pixels': [tiles()[g].tolist() for g in shown]}}

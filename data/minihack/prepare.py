@@ -91,7 +91,7 @@ TRIES = 500       # games that a teacher may lose in a row
 
 # The three kinds of data: flags that each of them takes, and what they are if they are not given.
 PIXELS = {'level': 'room', 'crop': 7, 'episodes': 640, 'moves': 47}
-WHOLE = {'level': 'boulders', 'episodes': 640, 'moves': 47, 'shadows': False, 'water': False}
+WHOLE = {'level': 'boulders', 'episodes': 640, 'moves': 47, 'diagonal': False, 'shadows': False, 'water': False}
 GAMES = {'episodes_per_env': 500, 'oracle': 'explore', 'envs': ','.join(env.ID), 'memory': False,
          'keep_lost': False}
 
@@ -142,8 +142,10 @@ def make_whole(args):
     """A world model's data, of a room seen whole."""
     path = boulders.level_file(args.level, args.water)
     source = f'{Path(path).name}, played in NetHack by {Path(__file__).name}'
-    info = {'source': source, 'revision': revision(), 'fps': 6, **boulders.about(args.shadows, args.water)}
-    played = partial(boulders.episode, seed=args.seed, path=path, moves=args.moves, shadows=args.shadows)
+    about = boulders.about(args.shadows, args.water, args.diagonal)
+    info = {'source': source, 'revision': revision(), 'fps': 6, **about}
+    played = partial(boulders.episode, seed=args.seed, path=path, moves=args.moves, shadows=args.shadows,
+                     diagonal=args.diagonal)
     write(args.out, played, args.episodes, info=info, binary={'action': slice(None)},
           **common(args, __file__))
 
@@ -194,6 +196,8 @@ def main():
     pixels.add_argument('--crop', type=int, help='tiles to a side, odd; 4 px each (default 7: 28 px)')
     pixels.add_argument('--episodes', type=int, help='how many (default 640)')
     pixels.add_argument('--moves', type=int, help='at most, of an episode; frames are one more (default 47)')
+    pixels.add_argument('--diagonal', action='store_true', default=None, help='of a room seen whole: eight '
+                        'moves, not four')
     pixels.add_argument('--shadows', action='store_true', default=None, help='of a room seen whole: darken '
                         'what the player does not see right now')
     pixels.add_argument('--water', action='store_true', default=None, help='boulders: pools swallow them')
