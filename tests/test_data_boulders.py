@@ -44,18 +44,18 @@ def push(room, move):
 
 
 def test_the_next_frame_follows_from_this_one_and_the_move(episodes):
-    """Nothing hidden decides, but for boulders that NetHack refuses to move past a corner."""
+    """Nothing hidden decides."""
     right = []
     for e in episodes:
         rooms, moves = names(e['video']), e['action'][:-1].argmax(1)
         right += [np.array_equal(push(rooms[t], move), rooms[t + 1]) for t, move in enumerate(moves)]
-    assert np.mean(right) > 0.99 and len(right) == 16 * 30
+    assert all(right) and len(right) == 16 * 30
 
 
 def test_rooms(episodes):
     rooms = [names(e['video'])[0] for e in episodes]
     for room in rooms:
-        assert (room == boulders.PLAYER).sum() == 1 and 3 <= (room == boulders.BOULDER).sum() <= 7
+        assert (room == boulders.PLAYER).sum() == 1 and (room == boulders.BOULDER).sum() <= 9
     assert len({room.tobytes() for room in rooms}) == 16
     assert 0.05 < np.mean([(room == boulders.TREE).mean() for room in rooms]) < 0.2
     moved = np.concatenate([(e['video'][1:] != e['video'][:-1]).any((1, 2, 3)) for e in episodes])
@@ -118,13 +118,25 @@ def test_command(tmp_path, episodes):
     assert np.shape(meta['tiles']['pixels']) == (4, 4, 4, 3)
 
 
+OWN = '''MAZE:"mylevel",' '
+FLAGS:noteleport,hardfloor,premapped
+GEOMETRY:center,center
+MAP
+-------
+|.....|
+|..T..|
+|.....|
+-------
+ENDMAP
+REGION:(0,0,6,4),lit,"ordinary"
+OBJECT:('`',"boulder"),(2,2)
+'''
+
+
 def test_a_level_of_your_own(tmp_path):
-    text = Path(PATH).read_text()
-    for ours, theirs in ('|.........|', '|.....|'), ('-' * 11, '-' * 7), ('10,10', '6,10'), ('9,9', '5,9'):
-        text = text.replace(ours, theirs)
-    own = tmp_path / 'own.des'
-    own.write_text(text)
-    assert boulders.episode(0, **{**PLAY, 'path': str(own)})['video'].shape == (31, 36, 20, 3)
+    (tmp_path / 'own.des').write_text(OWN)
+    e = boulders.episode(0, **{**PLAY, 'path': str(tmp_path / 'own.des')})
+    assert e['video'].shape == (31, 12, 20, 3)
 
 
 NO_WALLS = '''MAZE:"mylevel",' '

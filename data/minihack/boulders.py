@@ -11,6 +11,7 @@ them as lit floor: what the player remembers but does not see right now (`shadow
 it, darker), and the staircase that the player arrived by, on which it stands in the first frame.
 """
 import sys
+from collections import deque
 from functools import cache
 from pathlib import Path
 
@@ -25,8 +26,11 @@ TREE, WATER, BOULDER = CMAP + 18, CMAP + 32, 2353
 PLAYER, MONK = 333, 'mon-hum-neu'        # of all roles the one that stands out most against the floor
 NAMES = {PLAYER: 'player', FLOOR: 'floor', TREE: 'tree', BOULDER: 'boulder', WATER: 'water', DARK: 'shadow'}
 WALLS = range(CMAP + 1, CMAP + 12)
-KEEP = 0.6                               # how often the player goes on in the direction of its last move
-PUSH = 0.5                               # how often it pushes a boulder that it could push
+GROUND = FLOOR, DARK
+PUSH = 0.6                               # how often the player pushes a boulder that it can push,
+STOP = 0.2                               # runs against a tree or a boulder that it can not,
+SEEK = 0.5                               # walks to a boulder,
+KEEP = 0.6                               # or goes on in the direction of its last move
 
 
 def level_file(level, water=False):
@@ -89,26 +93,54 @@ def inside(glyphs):
 
 
 def wander(glyphs, at, last, moves, rng):
-    """The next of so many moves: often the last one again, often a boulder's way, never into water."""
-    free, push, wet = [], [], []
+    """The next of so many moves. Random walks meet few boulders, so this one looks for them; never into water."""
+    free, push, stop, dry = [], [], [], []
     for move, (dy, dx) in enumerate(DELTAS[:moves]):
         ahead, beyond = look(glyphs, at, dy, dx, 1), look(glyphs, at, dy, dx, 2)
-        if ahead == WATER:
-            wet.append(move)
-        elif ahead == BOULDER and beyond in (FLOOR, DARK, WATER):
+        if ahead != WATER:
+            dry.append(move)
+        if ahead == BOULDER and beyond in (*GROUND, WATER):
             push.append(move)
-        elif ahead in (FLOOR, DARK):
+        elif ahead in GROUND:
             free.append(move)
+        elif ahead in (TREE, BOULDER):
+            stop.append(move)
     if push and rng.random() < PUSH:
         return push[rng.integers(len(push))]
-    if last is not None and last not in wet and rng.random() < KEEP:
-        return last                                                  # also against a tree: nothing moves
-    dry = free if free and rng.random() < 0.7 else [m for m in range(moves) if m not in wet]
-    return dry[rng.integers(len(dry))]
+    if stop and rng.random() < STOP:
+        return stop[rng.integers(len(stop))]
+    if rng.random() < SEEK:
+        far = distance(glyphs, moves)
+        nearer = [m for m in free if look(far, at, *DELTAS[m], 1) < far[at]]
+        if nearer:
+            return nearer[rng.integers(len(nearer))]
+    if last in free and rng.random() < KEEP:
+        return last
+    some = free if free and rng.random() < 0.9 else dry              # now and then against a wall
+    return some[rng.integers(len(some))]
+
+
+def distance(glyphs, moves):
+    """(rows, cols): moves from a cell to one from where a boulder can be pushed; 999 where there is no way."""
+    far = np.full(glyphs.shape, 999)
+    queue = deque()
+    for y, x in np.argwhere(glyphs == BOULDER):
+        for dy, dx in DELTAS[:moves]:
+            stand, beyond = look(glyphs, (y, x), -dy, -dx, 1), look(glyphs, (y, x), dy, dx, 1)
+            if stand in (*GROUND, PLAYER) and beyond in (*GROUND, WATER):
+                far[y - dy, x - dx] = 0
+                queue.append((y - dy, x - dx))
+    while queue:
+        y, x = queue.popleft()
+        for dy, dx in DELTAS[:moves]:
+            if look(glyphs, (y, x), dy, dx, 1) in (*GROUND, PLAYER) and far[y + dy, x + dx] == 999:
+                far[y + dy, x + dx] = far[y, x] + 1
+                queue.append((y + dy, x + dx))
+    return far
 
 
 def look(glyphs, at, dy, dx, steps):
-    """The glyph some steps away, None beyond the walls."""
+    """What is some steps away on a map (rows, cols), None beyond the walls."""
     y, x = at[0] + steps * dy, at[1] + steps * dx
     return glyphs[y, x] if 0 <= y < glyphs.shape[0] and 0 <= x < glyphs.shape[1] else None
 
@@ -121,7 +153,12 @@ def episode(i, seed, path, moves, shadows, diagonal):
     ways = 8 if diagonal else 4                                      # N E S W come first
     rng, level = np.random.default_rng([seed, i]), watch(path, shadows)
     level.start(int(rng.integers(2**31)))
-    video, action, last = [level.frame()], [], None
+    arrived, last = level.player(), None
+    for _ in range(9):                   # not filmed, because a boulder may hide below who has just arrived
+        if level.player() == arrived:
+            last = int(wander(level.glyphs(), level.player(), last, ways, rng))
+            level.env.step(last)
+    video, action = [level.frame()], []
     while len(action) < moves:
         last = int(wander(level.glyphs(), level.player(), last, ways, rng))
         _, _, over, cut, _ = level.env.step(last)
