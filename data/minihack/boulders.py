@@ -28,7 +28,7 @@ NAMES = {PLAYER: 'player', FLOOR: 'floor', TREE: 'tree', BOULDER: 'boulder', WAT
 WALLS = range(CMAP + 1, CMAP + 12)
 GROUND = FLOOR, DARK
 PUSH = 0.6                               # how often the player pushes a boulder that it can push,
-STOP = 0.2                               # runs against a tree or a boulder that it can not,
+STOP = 0.35                              # runs against what stops it,
 SEEK = 0.5                               # walks to a boulder,
 KEEP = 0.6                               # or goes on in the direction of its last move
 
@@ -93,22 +93,25 @@ def inside(glyphs):
 
 
 def wander(glyphs, at, last, moves, rng):
-    """The next of so many moves. Random walks meet few boulders, so this one looks for them; never into water."""
-    free, push, stop, dry = [], [], [], []
+    """The next of so many moves. Chance meets few boulders, so we look for them, and never go into water."""
+    free, push, stop = [], [], {}                                    # stop: {what is in the way: moves}
     for move, (dy, dx) in enumerate(DELTAS[:moves]):
         ahead, beyond = look(glyphs, at, dy, dx, 1), look(glyphs, at, dy, dx, 2)
-        if ahead != WATER:
-            dry.append(move)
         if ahead == BOULDER and beyond in (*GROUND, WATER):
             push.append(move)
         elif ahead in GROUND:
             free.append(move)
-        elif ahead in (TREE, BOULDER):
-            stop.append(move)
+        elif ahead != WATER:
+            stop.setdefault(ahead, []).append(move)
     if push and rng.random() < PUSH:
         return push[rng.integers(len(push))]
     if stop and rng.random() < STOP:
-        return stop[rng.integers(len(stop))]
+        kinds = list(stop) if BOULDER not in stop else [BOULDER]     # a boulder that is stuck is rare
+        some = stop[kinds[rng.integers(len(kinds))]]
+        return some[rng.integers(len(some))]
+    if not free:
+        some = push + sum(stop.values(), []) or [0]                  # water all around: the game ends
+        return some[rng.integers(len(some))]
     if rng.random() < SEEK:
         far = distance(glyphs, moves)
         nearer = [m for m in free if look(far, at, *DELTAS[m], 1) < far[at]]
@@ -116,12 +119,11 @@ def wander(glyphs, at, last, moves, rng):
             return nearer[rng.integers(len(nearer))]
     if last in free and rng.random() < KEEP:
         return last
-    some = free if free and rng.random() < 0.9 else dry              # now and then against a wall
-    return some[rng.integers(len(some))]
+    return free[rng.integers(len(free))]
 
 
 def distance(glyphs, moves):
-    """(rows, cols): moves from a cell to one from where a boulder can be pushed; 999 where there is no way."""
+    """(rows, cols): how many moves it is to a cell from where a boulder can be pushed; 999 if no way leads."""
     far = np.full(glyphs.shape, 999)
     queue = deque()
     for y, x in np.argwhere(glyphs == BOULDER):

@@ -91,7 +91,8 @@ TRIES = 500       # games that a teacher may lose in a row
 
 # The three kinds of data: flags that each of them takes, and what they are if they are not given.
 PIXELS = {'level': 'room', 'crop': 7, 'episodes': 640, 'moves': 47}
-WHOLE = {'level': 'boulders', 'episodes': 640, 'moves': 47, 'diagonal': False, 'shadows': False, 'water': False}
+WHOLE = {'level': 'boulders', 'episodes': 640, 'moves': 47, 'diagonal': False, 'shadows': False,
+         'water': False}
 GAMES = {'episodes_per_env': 500, 'oracle': 'explore', 'envs': ','.join(env.ID), 'memory': False,
          'keep_lost': False}
 
