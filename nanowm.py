@@ -34,6 +34,7 @@ import torch.nn.functional as F
 EVAL = ('video',)   # protocols that understand this model
 PAD = False         # training windows never leave the episode
 SAMPLING = ('history_level', 'sampling', 'sample_steps', 'eta')     # only rollout reads them
+BIAS = 4.0          # look_at_neighbours: large against what a patch contributes to its q and k, about 1
 INJECTIONS = ('additive', 'adaln_fuse', 'adaln', 'film', 'cross_attention')    # one more needs code in Block
 
 
@@ -54,6 +55,7 @@ class Config:
     heads: int = 12               # attention heads, hidden // heads wide
     patch: int = 2                # side of a square patch
     injection: str = 'additive'   # action enters by: additive | adaln_fuse | adaln | film | cross_attention
+    neighbours: float = 0.0       # heads in space start by looking N, E, S, W, so sharply; 0 = published
     # training: what the noise levels are, how they are drawn, how errors count
     pred: str = 'v'               # the network predicts: v | x | eps | flow
     schedule: str = 'cosine'      # cosine | linear; flow has its own straight line
@@ -66,7 +68,7 @@ class Config:
     context_t: int = 0            # context trains at t ~ U{0..context_t}; -1 clean; 0 like others, published
     context_loss: bool = True     # context frames count in the loss; True = published
     skip: bool = False            # with pred = x: predict the change against the newest context frame
-    change_weight: float = 0.0    # what differs from that frame counts 1 + this many times; 0 = published
+    change_weight: float = 0.0    # what differs from that frame counts up to 1 + this times; 0 = published
     # sampling: may differ from what it was in training
     history_level: float = 0.02   # context is re-noised to t = level * (timesteps - 1); -1 = context_t // 2
     sampling: str = 'sequential'  # full_sequence | pyramid | sequential; the same for one new frame a window
@@ -104,7 +106,7 @@ def check(cfg):
         'num_frames': (2, math.inf), 'n_context': (1, cfg.num_frames - 1), 'depth': (2, math.inf),
         'timesteps': (2, math.inf), 'sample_steps': (1, cfg.timesteps), 'context_t': (-1, cfg.timesteps - 1),
         'p_noise': (0, 1), 'snr_gamma': (0, 1e6), 'history_level': (-1, 1), 'eta': (0, 1),
-        'change_weight': (0, 1e6)}
+        'change_weight': (0, 1e6), 'neighbours': (0, 10)}
     for key, (low, high) in limits.items():
         if not low <= getattr(cfg, key) <= high:                     # written so that nan is refused, too
             raise ValueError(f'{key} = {getattr(cfg, key)}: must lie in {low}..{high}')
@@ -210,6 +212,16 @@ def snr_weight(form, pred, alpha, sigma, gamma):
     clamped = snr.clamp(max=gamma)
     paper = {'x': clamped, 'v': clamped / (snr + 1), 'eps': clamped / snr}
     return {'published': paper['eps'], 'paper': paper[pred]}[form]
+
+
+def change_map(x0, guess, newest):
+    """
+    How much each place differs from the newest context frame, (B, T, 1, H, W) in 0..1: in truth or in the
+    network's guess of x0, whichever is more. With the truth alone it would cost next to nothing to move what
+    should stand still. 0.3 counts in full: a sixth of the range of a picture, more than a camera's noise.
+    """
+    change = torch.maximum((x0 - newest).abs(), (guess.detach() - newest).abs())
+    return (change.amax(2, keepdim=True) / 0.3).clamp(max=1)
 
 
 def scheduling_matrix(mode, T, steps, timesteps):
@@ -416,6 +428,27 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(x, shift, scale))
 
 
+@torch.no_grad()
+def look_at_neighbours(attn, sharpness):
+    """
+    A start for attention in space: head 0 looks at the patch above its own, the next to the right, below, to
+    the left, and so on. RoPE turns q and k by their places, so what one knows before training, a bias, is
+    enough to point from each place to the next: k is a constant, q the same turned by one step. What a patch
+    needs to know of its neighbours is there from the first step on; from scratch, that takes most of a short
+    run. Only the fastest frequency of each axis can tell neighbours apart.
+    """
+    D = attn.proj.in_features
+    head = D // attn.heads
+    bias = attn.qkv.bias.view(3, attn.heads, head)                   # q, k, v
+    for h in range(attn.heads):
+        for axis, step in enumerate([(-1, 0), (0, 1), (1, 0), (0, -1)][h % 4]):      # down, right
+            i = axis * (head // 4)                                   # rows turn the first quarter, see Model
+            bias[1, h, i] = BIAS
+            bias[0, h, i], bias[0, h, i + head // 2] = BIAS * math.cos(step), BIAS * math.sin(step)
+    for norm in (attn.q_norm, attn.k_norm):
+        norm.weight.fill_(sharpness)
+
+
 class Model(nn.Module):
     def __init__(self, cfg):
         super().__init__()
@@ -457,6 +490,9 @@ class Model(nn.Module):
             if name.endswith(('modulation.1', 'cross_attn.proj', 'final_layer.linear')):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
+        if self.cfg.neighbours > 0:
+            for block in self.blocks[::2]:
+                look_at_neighbours(block.attn, self.cfg.neighbours)
 
     def net(self, x, t, action, start=0, kv=None):
         """
@@ -563,15 +599,16 @@ class Model(nn.Module):
         """x0, eps (B, T, C, H, W); action (B, T, skip*A) normalised; t (B, T) -> loss and plain mse, (B,)."""
         cfg = self.cfg
         alpha, sigma = self.levels(t)
-        out = self.net(self.q_sample(x0, t, eps), t, action).float()
+        x = self.q_sample(x0, t, eps)
+        out = self.net(x, t, action).float()
         newest = x0[:, cfg.n_context - 1:cfg.n_context]              # (B, 1, C, H, W), clean
         if cfg.skip:
             out = torch.cat([out[:, :cfg.n_context], out[:, cfg.n_context:] + newest], 1)
         square = (out - target_of(cfg.pred, x0, eps, alpha, sigma)).pow(2)
         mse = error = square.mean((2, 3, 4))                         # (B, T)
         if cfg.change_weight > 0:    # because in a still scene the loss hardly sees what moves
-            changed = (x0 != newest).any(2, keepdim=True)            # (B, T, 1, H, W)
-            error = (square * (1 + cfg.change_weight * changed)).mean((2, 3, 4))
+            change = change_map(x0, estimates(cfg.pred, out, x, alpha, sigma)[0], newest)
+            error = (square * (1 + cfg.change_weight * change)).mean((2, 3, 4))
         weight = snr_weight(cfg.snr_form, cfg.pred, self.alpha[t + 1], self.sigma[t + 1], cfg.snr_gamma)
         if not cfg.context_loss:
             mse, error, weight = (y[:, cfg.n_context:] for y in (mse, error, weight))

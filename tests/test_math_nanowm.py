@@ -261,6 +261,33 @@ def test_starts_as_zero():
     assert model.net(x, t, action).abs().max() == 0
 
 
+@pytest.mark.parametrize('heads', [4, 6])
+def test_heads_start_by_looking_at_neighbours(heads):
+    """Before training, each head of a space block looks mostly where it should; time blocks stay as they were."""
+    keys = dict(height=9, width=9, patch=1, hidden=32 * heads, heads=heads, depth=4)
+    torch.manual_seed(0)
+    model = Model(Config(neighbours=2.0, **keys))
+    torch.manual_seed(0)
+    plain = Model(Config(**keys))
+    same = [name for (name, a), b in zip(model.state_dict().items(), plain.state_dict().values())
+            if torch.equal(a, b)]
+    told = {'attn.qkv.bias', 'attn.q_norm.weight', 'attn.k_norm.weight'}
+    assert {name for name in model.state_dict() if name not in same} == {
+        f'blocks.{i}.{name}' for i in (0, 2) for name in told}
+    x = torch.nn.functional.layer_norm(torch.randn(1, 81, 32 * heads), (32 * heads,))
+    attn = model.blocks[0].attn
+    q, k, _ = attn.qkv(x).view(1, 81, 3, heads, 32).permute(2, 0, 3, 1, 4)
+    q, k = (nanowm.apply_rope(norm(y), model.rope_space) for norm, y in ((attn.q_norm, q), (attn.k_norm, k)))
+    look = (q @ k.transpose(-1, -2) / 32 ** 0.5).softmax(-1)[0].view(heads, 9, 9, 9, 9)
+    for h in range(heads):
+        dy, dx = [(-1, 0), (0, 1), (1, 0), (0, -1)][h % 4]
+        inside = [(y, x) for y in range(1, 8) for x in range(1, 8)]
+        there = np.mean([look[h, y, x, y + dy, x + dx].item() for y, x in inside])
+        others = [np.mean([look[h, y, x, y + v, x + u].item() for y, x in inside])
+                  for v in (-1, 0, 1) for u in (-1, 0, 1) if (v, u) != (dy, dx)]
+        assert there > 0.2 and there > 2 * max(others), (h, there, others)
+
+
 # ---- training options ----
 
 def test_training_levels():
@@ -318,17 +345,22 @@ def test_skip_adds_the_newest_clean_frame(context_t, history_level):
 
 
 def test_change_weight():
-    """What differs from the newest context frame counts more, and `mse` is the plain one."""
+    """What differs from the newest context frame, or is thought to, counts more; `mse` is the plain one."""
     model = tiny(change_weight=3.0, context_loss=False, snr_gamma=0.0)
     x, t, action = inputs(model.cfg)
     x[:, 1:, :, :4] = x[:, :1, :, :4]                                # the upper half stands still
     eps = torch.randn_like(x)
     loss, mse = model.loss(x, action, t, eps)
     alpha, sigma = model.levels(t)
-    square = (model.net(model.q_sample(x, t, eps), t, action) - (alpha * eps - sigma * x)).pow(2)[:, 1:]
-    still, moved = square[..., :4, :].mean((1, 2, 3, 4)), square[..., 4:, :].mean((1, 2, 3, 4))
-    assert torch.allclose(mse, (still + moved) / 2, rtol=1e-5)
-    assert torch.allclose(loss, (still + 4 * moved) / 2, rtol=1e-5)
+    noised = model.q_sample(x, t, eps)
+    out = model.net(noised, t, action)
+    square = (out - (alpha * eps - sigma * x)).pow(2)[:, 1:]
+    guess = (alpha * noised - sigma * out)[:, 1:]                    # of x, by the definition of v
+    true, thought = ((y - x[:, :1]).abs().amax(2, keepdim=True) for y in (x[:, 1:], guess))
+    assert (true[..., :4, :] == 0).all() and (true[..., 4:, :] > 0).all() and (thought > true).any()
+    counts = 1 + 3 * (torch.maximum(true, thought) / 0.3).clamp(max=1)
+    assert torch.allclose(mse, square.mean((1, 2, 3, 4)), rtol=1e-5)
+    assert torch.allclose(loss, (square * counts).mean((1, 2, 3, 4)), rtol=1e-5)
 
 
 def test_weight_meets_its_frame_in_the_paper_form():
