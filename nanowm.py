@@ -435,16 +435,17 @@ def look_at_neighbours(attn, sharpness):
     the left, and so on. RoPE turns q and k by their places, so what one knows before training, a bias, is
     enough to point from each place to the next: k is a constant, q the same turned by one step. What a patch
     needs to know of its neighbours is there from the first step on; from scratch, that takes most of a short
-    run. Only the fastest frequency of each axis can tell neighbours apart.
+    run. Two frequencies of each axis: the fastest tells neighbours apart, the next what is 2 pi patches away.
     """
     D = attn.proj.in_features
     head = D // attn.heads
     bias = attn.qkv.bias.view(3, attn.heads, head)                   # q, k, v
     for h in range(attn.heads):
         for axis, step in enumerate([(-1, 0), (0, 1), (1, 0), (0, -1)][h % 4]):      # down, right
-            i = axis * (head // 4)                                   # rows turn the first quarter, see Model
-            bias[1, h, i] = BIAS
-            bias[0, h, i], bias[0, h, i + head // 2] = BIAS * math.cos(step), BIAS * math.sin(step)
+            for f, angle in enumerate(step * rope_angles(torch.ones(1), head // 4)[0, :2]):
+                i = axis * (head // 4) + f                           # rows turn the first quarter, see Model
+                bias[1, h, i] = BIAS
+                bias[0, h, i], bias[0, h, i + head // 2] = BIAS * angle.cos(), BIAS * angle.sin()
     for norm in (attn.q_norm, attn.k_norm):
         norm.weight.fill_(sharpness)
 

@@ -100,6 +100,8 @@ def maker(folder):
             flags = [f'--{word}' for word in variant if any(f"'--{word}', {how}" in text for how in alone)]
             if 'oracle' in variant and 'bfs5' in variant:              # its value, not a flag of its own
                 flags[flags.index('--oracle')] = '--oracle=bfs5'
+            if 'boulders' in variant:                                  # a value as well
+                flags.insert(0, '--level=boulders')
             if "'--src', required" in text:
                 flags.append('--src=PATH')
             if "'--video'" in text and any('video' in word for word in variant):

@@ -214,6 +214,8 @@ def test_missing_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('folder, command', [
     ('somewhere/minihack_pixels', 'minihack/prepare.py --out=somewhere/minihack_pixels'),
+    ('data/minihack_boulders_water',
+     'minihack/prepare.py --level=boulders --water --out=data/minihack_boulders_water'),
     ('data/arx5_contact_full', 'arx5/prepare.py --contact --full --out=data/arx5_contact_full'),
     ('data/arx5_default/', 'arx5/prepare.py --out=data/arx5_default/'),
     ('data/lerobot_g1', 'lerobot/prepare.py --src=PATH --out=data/lerobot_g1'),
