@@ -1,8 +1,9 @@
 """
 The speedrun of records/SPEEDRUN.md: how fast can a model learn to walk and push boulders?
 
-    python bench/speedrun.py config/minihack_boulders.py                     run an entry, check it, three seeds
-    python bench/speedrun.py config/minihack_boulders.py --runs=1            a try
+    python bench/speedrun.py config/minihack_boulders.py               run an entry, check it, three seeds
+    python bench/speedrun.py config/minihack_boulders.py --ranks=2 --threads=1     two processes, not threads
+    python bench/speedrun.py config/minihack_boulders.py --runs=1                  a try
 
 Makes the data if they are not there, and compares their sha256. Per seed: train.py under the clock, from the
 start of its process to its end, then eval.py: a dream of 16 frames on clips that are the same for all. An
@@ -49,15 +50,16 @@ def check_data():
         call(MAKE, 1)
     found = identity(read_meta(os.path.join(ROOT, DATA)))
     if found != SHA:
-        sys.exit(f'{DATA}: sha256 {found[:12]}, the rules name {SHA[:12]}; delete it, or install the versions '
-                 'of nle and minihack that SPEEDRUN.md names')
+        sys.exit(f'{DATA}: sha256 {found[:12]}, the rules name {SHA[:12]}; delete it, or install the '
+                 'versions of nle and minihack that SPEEDRUN.md names')
 
 
-def run(config, seed, threads, folder, more):
-    """Train and judge once -> {seed, seconds, tile_agent: per step, tile_agent_shuffled, steps, params}."""
+def run(config, seed, ranks, threads, folder, more):
+    """Train and judge once -> {seed, seconds, passed, and of the dream, per step: tile_agent, ...}."""
     out = os.path.join(folder, f'seed{seed}')
     shutil.rmtree(out, ignore_errors=True)
-    seconds = call(['train.py', config, f'--seed={seed}', f'--out_dir={out}', *more], threads)
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}'] * (ranks > 1)
+    seconds = call([*torchrun, 'train.py', config, f'--seed={seed}', f'--out_dir={out}', *more], threads)
     judged = os.path.join(out, 'eval.json')
     call(['eval.py', f'--ckpt={out}', *JUDGE, f'--out={judged}'], threads, quiet=True)
     with open(os.path.join(ROOT, judged)) as f:
@@ -75,7 +77,8 @@ def table(runs):
     for r in runs:
         at = [r['tile_agent'][STEP - 1], r['tile_agent'][15], r['tile_agent_shuffled'][15],
               r['tile_changed'][15]]
-        lines.append(f'| {r["seed"]} | {r["seconds"]:.0f} | ' + ' | '.join(f'{100 * x:.1f} %' for x in at) + ' |')
+        cells = [str(r['seed']), f'{r["seconds"]:.0f}', *(f'{100 * x:.1f} %' for x in at)]
+        lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
@@ -83,24 +86,27 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('config', help='a config of train.py; more flags of train.py may follow')
     p.add_argument('--runs', type=int, default=len(SEEDS), choices=range(1, len(SEEDS) + 1))
-    p.add_argument('--threads', type=int, default=2, help='CPU threads, 2 in the first track (default 2)')
+    p.add_argument('--ranks', type=int, default=1, help='processes that train together (default 1)')
+    p.add_argument('--threads', type=int, default=2, help='CPU threads of each (default 2)')
     p.add_argument('--out', default='', help='JSON (default out/speedrun/NAME/result.json)')
     args, more = p.parse_known_args()
     polite_exit()
-    if args.threads < 1:
-        p.error(f'--threads={args.threads}: want 1 or more')
+    for name in ('threads', 'ranks'):
+        if getattr(args, name) < 1:
+            p.error(f'--{name}={getattr(args, name)}: want 1 or more')
     if not os.path.exists(os.path.join(ROOT, args.config)):
         p.error(f'{args.config}: no such config')
-    wrong = [flag for flag in more if not flag.startswith('--') or flag.split('=')[0] in ('--seed', '--out_dir')]
+    ours = '--seed', '--out_dir'
+    wrong = [flag for flag in more if not flag.startswith('--') or flag.split('=')[0] in ours]
     if wrong:
         p.error(f'{wrong[0]}: flags of train.py but seed and out_dir may follow, as --key=value')
     check_data()
     name = os.path.splitext(os.path.basename(args.config))[0]
     folder = os.path.join('out', 'speedrun', name)
-    runs = [run(args.config, seed, args.threads, folder, more) for seed in SEEDS[:args.runs]]
+    runs = [run(args.config, seed, args.ranks, args.threads, folder, more) for seed in SEEDS[:args.runs]]
     whole = args.runs == len(SEEDS)
-    result = {'config': args.config, 'flags': more, 'threads': args.threads, 'data_sha': SHA,
-              'seconds': mean(r['seconds'] for r in runs), 'runs': runs,
+    result = {'config': args.config, 'flags': more, 'ranks': args.ranks, 'threads': args.threads,
+              'data_sha': SHA, 'seconds': mean(r['seconds'] for r in runs), 'runs': runs,
               'counts': whole and all(r['passed'] for r in runs)}
     path = args.out or os.path.join(ROOT, folder, 'result.json')
     with open(path + '.tmp', 'w') as f:
