@@ -12,4 +12,4 @@ change_weight = 20.0           # a move changes two or three tiles of 81
 p_noise = 0.9
 sample_steps = 1
 batch_size = 12                # more steps count for more than more samples
-max_steps = 1500
+max_steps = 1800

@@ -28,7 +28,8 @@ NAMES = {PLAYER: 'player', FLOOR: 'floor', TREE: 'tree', BOULDER: 'boulder', WAT
 WALLS = range(CMAP + 1, CMAP + 12)
 GROUND = FLOOR, DARK
 PUSH = 0.6                               # how often the player pushes a boulder that it can push,
-STOP = 0.35                              # runs against what stops it,
+STUCK = 0.4                              # pushes one that it can not push, for these are rare,
+STOP = 0.3                               # runs against what stops it,
 SEEK = 0.5                               # walks to a boulder,
 KEEP = 0.6                               # or goes on in the direction of its last move
 
@@ -105,8 +106,10 @@ def wander(glyphs, at, last, moves, rng):
             stop.setdefault(ahead, []).append(move)
     if push and rng.random() < PUSH:
         return push[rng.integers(len(push))]
+    if BOULDER in stop and rng.random() < STUCK:
+        return stop[BOULDER][rng.integers(len(stop[BOULDER]))]
     if stop and rng.random() < STOP:
-        kinds = list(stop) if BOULDER not in stop else [BOULDER]     # a boulder that is stuck is rare
+        kinds = list(stop)                                           # walls, trees, boulders
         some = stop[kinds[rng.integers(len(kinds))]]
         return some[rng.integers(len(some))]
     if not free:
