@@ -80,9 +80,9 @@ PRESETS = {
     'tiny': Config(               # for tests and lesson zero
         height=8, width=8, action_dim=3, num_frames=3, depth=4, hidden=32, heads=2, sample_steps=2),
     'cpu': Config(                # config/minihack_wm_cpu.py on its data
-        input='video', height=28, width=28, channels=3, action_dim=8, num_frames=2,
-        depth=4, hidden=96, heads=3, patch=4, pred='x', t_sampling='uniform', snr_gamma=0.0,
-        p_noise=0.7, context_t=39, context_loss=False, history_level=-1.0, sample_steps=6),
+        input='video', height=36, width=36, channels=3, action_dim=4, num_frames=2, depth=4, hidden=96,
+        heads=4, neighbours=2.0, patch=4, pred='x', t_sampling='uniform', snr_gamma=0.0, p_noise=0.9,
+        context_t=-1, context_loss=False, skip=True, change_weight=20.0, history_level=-1.0, sample_steps=1),
     'full': Config(),             # the published main run, B/2
     'S': Config(depth=12, hidden=384, heads=6),
     'B': Config(depth=12, hidden=768, heads=12),

@@ -1,9 +1,9 @@
 """
 The speedrun of records/SPEEDRUN.md: how fast can a model learn to walk and push boulders?
 
-    python bench/speedrun.py config/minihack_boulders.py               run an entry, check it, three seeds
-    python bench/speedrun.py config/minihack_boulders.py --ranks=2 --threads=1     two processes, not threads
-    python bench/speedrun.py config/minihack_boulders.py --runs=1                  a try
+    python bench/speedrun.py config/minihack_wm_cpu.py               run an entry, check it, three seeds
+    python bench/speedrun.py config/minihack_wm_cpu.py --ranks=2 --threads=1     two processes, not threads
+    python bench/speedrun.py config/minihack_wm_cpu.py --runs=1                  a try
 
 Makes the data if they are not there, and compares their sha256. Per seed: train.py under the clock, from the
 start of its process to its end, then eval.py: a dream of 16 frames on clips that are the same for all. An

@@ -1,6 +1,6 @@
 # Real video: a Unitree G1 picks up a bottle, 32 px, 6 Hz, four videos to learn from and two held out.
 # The command that makes the data stands in data/lerobot/readme.md.
-inherit('minihack_wm_cpu.py')
+inherit('minihack_crop.py')
 dataset = 'lerobot_g1video'
 out_dir = 'out/g1_video'
 seed = 1

@@ -25,7 +25,7 @@ def small(tmp_path, monkeypatch):
 
 
 def entry(monkeypatch, out, *flags):
-    monkeypatch.setattr(sys, 'argv', ['speedrun.py', 'config/minihack_boulders.py', '--runs=1', *flags,
+    monkeypatch.setattr(sys, 'argv', ['speedrun.py', 'config/minihack_wm_cpu.py', '--runs=1', *flags,
                                       f'--out={out}', '--threads=1', f'--data_dir={out.parent}', *TINY])
     speedrun.main()
     return json.loads(out.read_text())
@@ -71,11 +71,11 @@ def test_other_data_are_no_entry(small, monkeypatch):
 
 @pytest.mark.parametrize('flags, says', [
     (['config/none.py'], 'config/none.py: no such config'),
-    (['config/minihack_boulders.py', '--seed=7'], '--seed=7: flags of train.py but seed and out_dir may follow'),
-    (['config/minihack_boulders.py', '--out_dir=x'], '--out_dir=x: flags of train.py but'),
-    (['config/minihack_boulders.py', 'more'], 'more: flags of train.py but'),
-    (['config/minihack_boulders.py', '--threads=0'], '--threads=0: want 1 or more'),
-    (['config/minihack_boulders.py', '--runs=4'], 'invalid choice')])
+    (['config/minihack_wm_cpu.py', '--seed=7'], '--seed=7: flags of train.py but seed and out_dir may'),
+    (['config/minihack_wm_cpu.py', '--out_dir=x'], '--out_dir=x: flags of train.py but'),
+    (['config/minihack_wm_cpu.py', 'more'], 'more: flags of train.py but'),
+    (['config/minihack_wm_cpu.py', '--threads=0'], '--threads=0: want 1 or more'),
+    (['config/minihack_wm_cpu.py', '--runs=4'], 'invalid choice')])
 def test_bad_flags(flags, says):
     _, err = script('bench/speedrun.py', *flags, code=2)
     assert says in err and 'Traceback' not in err

@@ -96,8 +96,10 @@ def test_published_configs_name_the_missing_data(config, tmp_path):
 @pytest.mark.parametrize('name', ('minihack', 'wall'))
 def test_toy_configs(name, tmp_path):
     """Data of a few episodes, then config/*_cpu.py as it is but for 3 small steps, a dream and a score."""
-    prepare = ['data/minihack/prepare.py', '--moves=30'] if name == 'minihack' else ['data/wall/prepare.py']
-    run(*prepare, f'--out={tmp_path}/{name}_pixels', '--limit=8', '--val=0.5', '--workers=1')
+    minihack = ['data/minihack/prepare.py', '--level=boulders', '--moves=30']
+    prepare, data = {'minihack': (minihack, 'minihack_boulders'),
+                     'wall': (['data/wall/prepare.py'], 'wall_pixels')}[name]
+    run(*prepare, f'--out={tmp_path}/{data}', '--limit=8', '--val=0.5', '--workers=1')
     config = 'config/minihack_wm_cpu.py' if name == 'minihack' else 'config/wall_cpu.py'
     out = f'{tmp_path}/out'
     script('train.py', config, f'--data_dir={tmp_path}', f'--out_dir={out}', '--max_steps=3',
@@ -105,7 +107,7 @@ def test_toy_configs(name, tmp_path):
     said, _ = script('sample.py', f'--ckpt={out}', '--n_clips=2', '--length=4')
     assert '2 clips, 1 true frames, 4 dreamed' in said
     result, = strict(script('eval.py', f'--ckpt={out}', '--n_clips=8', '--horizon=2')[0])
-    assert result['step'] == 3 and result['n_clips'] == 8 and result['dataset'] == f'{name}_pixels'
+    assert result['step'] == 3 and result['n_clips'] == 8 and result['dataset'] == data
 
 
 @pytest.fixture(scope='module')

@@ -86,7 +86,8 @@ def test_evaluate(tmp_path):
 
 
 def test_bad_tiles_are_refused(tmp_path):
-    bad = [({'px': 0}, 'px'), ({'agent': 'you'}, 'agent'), ({'pixels': [[1]]}, 'pixels'), ({'px': 5}, 'pixels')]
+    bad = [({'px': 0}, 'px'), ({'agent': 'you'}, 'agent'), ({'pixels': [[1]]}, 'pixels'),
+           ({'px': 5}, 'pixels')]
     for change, says in bad:
         with pytest.raises(SystemExit, match=f'tiles.*{says}'):
             write(str(tmp_path / 'd'), walk, 8, seed=0, val='0.5', workers=1, limit=0, command='c',

@@ -263,7 +263,7 @@ def test_starts_as_zero():
 
 @pytest.mark.parametrize('heads', [4, 6])
 def test_heads_start_by_looking_at_neighbours(heads):
-    """Before training, each head of a space block looks mostly where it should; time blocks stay as they were."""
+    """Before training, heads of space blocks look mostly where they should; all else stays as it was."""
     keys = dict(height=9, width=9, patch=1, hidden=32 * heads, heads=heads, depth=4)
     torch.manual_seed(0)
     model = Model(Config(neighbours=2.0, **keys))
@@ -638,13 +638,13 @@ def test_presets():
 
 
 def test_the_cpu_preset_is_the_demo():
-    """What config/minihack_wm_cpu.py sets of the model's keys, on data of 28x28 pixels and 8 actions."""
+    """What config/minihack_wm_cpu.py sets of the model's keys, on data of 36x36 pixels and 4 actions."""
     keys = {}
     with open(os.path.join(ROOT, 'config', 'minihack_wm_cpu.py')) as f:
         exec(f.read(), keys)
     keys = {field.name: keys[field.name] for field in fields(Config) if field.name in keys}
     assert len(keys) > 10
-    assert PRESETS['cpu'] == Config(input='video', height=28, width=28, channels=3, action_dim=8, **keys)
+    assert PRESETS['cpu'] == Config(input='video', height=36, width=36, channels=3, action_dim=4, **keys)
 
 
 @pytest.mark.parametrize('name', ('tiny', 'cpu'))
