@@ -1,7 +1,7 @@
 """
 Recordings of robots in the LeRobot format: states and actions, with --video also what one camera saw.
     python data/lerobot/prepare.py --src=../g1_lerobot --out=data/lerobot_g1 --val=85-99 --group arm=0-13:rad
-    ... --out=data/lerobot_g1video --video=observation.images.cam_high --relative --episodes=1,2,4,5,7,8 --val=4-5
+    ... --out=data/lerobot_g1video --video=observation.images.cam_high --episodes=1,2,4,5,7,8 --relative
 
 A row is a frame: state[t] is measured, action[t] is taken at frame t. Nothing is missing after the last
 frame: its action was sent to the robot and is kept. reader.py reads the files; here we ask which entries of
@@ -93,7 +93,7 @@ def main():
     p.add_argument('--q_index', default=False,
                    help='states that actions command: 0-25 | 0,1,2 | none (default: those of the same name)')
     p.add_argument('--relative', action='store_true',
-                   help='keep action - state of what is commanded: how far the robot is asked to go from here')
+                   help='keep action - state of what is commanded: how far to go from here')
     p.add_argument('--video', default=False, help='camera, a column like observation.images.cam_high')
     p.add_argument('--size', default=False, help='of its pictures: 32, or 24x32, height x width (default 32)')
     p.add_argument('--episodes', default=False, help='keep these, like 1,2,4-5; --val then counts the kept')

@@ -126,7 +126,7 @@ def wander(glyphs, at, last, moves, rng):
 
 
 def distance(glyphs, moves):
-    """(rows, cols): how many moves it is to a cell from where a boulder can be pushed; 999 if no way leads."""
+    """(rows, cols): how many moves it is to a cell from where one can push a boulder; 999 if no way leads."""
     far = np.full(glyphs.shape, 999)
     queue = deque()
     for y, x in np.argwhere(glyphs == BOULDER):
