@@ -30,7 +30,7 @@ MAKE = ['data/minihack/prepare.py', '--level=boulders', f'--out={DATA}']
 SHA = '9deaf30de7541bdddc897718316be5c0070bcb4925fb76a60f0193e638a4bc5d'      # of what MAKE makes
 SEEDS = 1, 2, 3
 STEP, WANTED = 8, 0.9                                    # of the dream; share of agents on their tile
-JUDGE = ['--protocol=video', '--horizon=16', '--n_clips=512', '--seed=42', '--dataset=minihack_boulders']
+JUDGE = ['--protocol=video', '--horizon=16', '--n_clips=256', '--seed=42', '--dataset=minihack_boulders']
 
 
 def call(arguments, threads, quiet=False):
