@@ -12,16 +12,16 @@ zero terminal SNR (Lin et al. 2023), min-SNR weights (Hang et al. 2023).
              x0_hat, eps_hat from net;  x <- alpha' x0_hat + sigma' eps_hat    (DDIM; for flow it is Euler)
 
 Shapes: x (B, T, C, H, W) is T frames, latents or pixels. t (B, T) is their noise levels: timesteps - 1 is
-pure noise, 0 nearly clean, -1 clean. action (B, T, skip*A): action[:, i] is taken at frame i, and folds
-into one the skip = frame_skip recorded actions of A numbers that lead to frame i + 1. P patches per frame, D
+pure noise, 0 nearly clean, -1 clean. action (B, T, k*A): action[:, i] is taken at frame i, and folds
+into one the k = frame_skip recorded actions of A numbers that lead to frame i + 1. P patches per frame, D
 numbers per token; N futures of K new frames. Attention in time is causal, all else works inside one frame.
 
 Read first `Model.forward` (training), then `Model.denoise` and `Model.rollout` (dreaming), then `Block`.
 Where we depart from the authors' code (our defaults still are its published settings):
 - cross_attention: they start gate and projection at zero, so neither learns; we zero the projection only.
 - modulation is computed once per frame, not per patch: the same numbers, 15 (adaln: 26) % fewer FLOPs.
-- fewer frames and rectangles work. `p_noise`, `context_t`, `context_loss`, `skip`, `change_weight` are ours,
-  for short runs and small data.
+- fewer frames and rectangles work. `p_noise`, `context_t`, `context_loss`, `skip`, `change_weight`,
+  `neighbours` and a `history_level` of -1 are ours, for short runs and small data.
 To reach (published): 158,598,160 parameters (B/2, 7-D actions); RT-1 23.07 dB in 50k steps, 24.36 in 300k.
 """
 import math
@@ -48,14 +48,14 @@ class Config:
     action_dim: int = 7           # numbers per recorded action
     frame_skip: int = 1           # recorded frames, and recorded actions, per model frame
     num_frames: int = 4           # longest window the model can see, in model frames
-    n_context: int = 1            # frames given in eval, sample; training: p_noise, context_*, skip, change_*
+    n_context: int = 1            # true frames before the first target, in training and in eval and sample
     # network
     depth: int = 12               # blocks; even ones attend in space, odd ones in time
     hidden: int = 768             # token width
     heads: int = 12               # attention heads, hidden // heads wide
     patch: int = 2                # side of a square patch
     injection: str = 'additive'   # action enters by: additive | adaln_fuse | adaln | film | cross_attention
-    neighbours: float = 0.0       # heads in space start by looking N, E, S, W, so sharply; 0 = published
+    neighbours: float = 0.0       # gain of q, k with which heads in space start on a neighbour; 0 = published
     # training: what the noise levels are, how they are drawn, how errors count
     pred: str = 'v'               # the network predicts: v | x | eps | flow
     schedule: str = 'cosine'      # cosine | linear; flow has its own straight line
@@ -68,7 +68,7 @@ class Config:
     context_t: int = 0            # context trains at t ~ U{0..context_t}; -1 clean; 0 like others, published
     context_loss: bool = True     # context frames count in the loss; True = published
     skip: bool = False            # with pred = x: predict the change against the newest context frame
-    change_weight: float = 0.0    # what differs from that frame counts up to 1 + this times; 0 = published
+    change_weight: float = 0.0    # what differs from that frame counts 1 + this many times; 0 = published
     # sampling: may differ from what it was in training
     history_level: float = 0.02   # context is re-noised to t = level * (timesteps - 1); -1 = context_t // 2
     sampling: str = 'sequential'  # full_sequence | pyramid | sequential; the same for one new frame a window
@@ -126,6 +126,12 @@ def check(cfg):
     if cfg.snr_form == 'paper' and cfg.p_noise > 0 and cfg.snr_gamma > 0 and cfg.pred in ('v', 'x'):
         raise ValueError(f'p_noise = {cfg.p_noise}: must be 0 with snr_form = paper, which gives pure noise '
                          'a weight near 0 (1e-8 with ztsnr) and so silences p_noise; or set snr_gamma = 0')
+    if cfg.context_t < 0 and cfg.history_level != -1:
+        raise ValueError(f'history_level = {cfg.history_level}: must be -1 with context_t = -1, because '
+                         'training never showed another context than a clean one')
+    if cfg.context_t < 0 and cfg.context_loss and cfg.pred != 'x':
+        raise ValueError(f'context_loss = True: must be False with context_t = -1 and pred = {cfg.pred}, '
+                         'because a clean frame does not tell which noise was drawn for it')
     if cfg.skip and cfg.pred != 'x':
         raise ValueError(f'skip = True: must be False with pred = {cfg.pred}, because only an estimate of x '
                          'can be a change of x; or set pred = x')
@@ -137,12 +143,12 @@ def check(cfg):
 def windows(cfg):
     """Which frames of which key one training sample needs: {key: range of frame offsets}."""
     check(cfg)                                                       # because train.py asks before it builds
-    skip, T = cfg.frame_skip, cfg.num_frames
-    return {cfg.input: range(0, T * skip, skip), 'action': range(0, T * skip)}
+    k, T = cfg.frame_skip, cfg.num_frames
+    return {cfg.input: range(0, T * k, k), 'action': range(0, T * k)}
 
 
 def example(cfg, batch_size):
-    """A random batch as the loader gives it: frames as Model.encode wants them, action (B, T*skip, A)."""
+    """A random batch as the loader gives it: frames as Model.encode wants them, action (B, T*k, A)."""
     B, T, C, H, W = batch_size, cfg.num_frames, cfg.channels, cfg.height, cfg.width
     if cfg.input == 'video':
         frames = torch.randint(256, (B, T, H, W, C), dtype=torch.uint8)
@@ -218,7 +224,8 @@ def change_map(x0, guess, newest):
     """
     How much each place differs from the newest context frame, (B, T, 1, H, W) in 0..1: in truth or in the
     network's guess of x0, whichever is more. With the truth alone it would cost next to nothing to move what
-    should stand still. 0.3 counts in full: a sixth of the range of a picture, more than a camera's noise.
+    should stand still. 0.3 in model units, 38 of 255 grey levels, counts in full: more than the noise of
+    a camera.
     """
     change = torch.maximum((x0 - newest).abs(), (guess.detach() - newest).abs())
     return (change.amax(2, keepdim=True) / 0.3).clamp(max=1)
@@ -434,8 +441,9 @@ def look_at_neighbours(attn, sharpness):
     A start for attention in space: head 0 looks at the patch above its own, the next to the right, below, to
     the left, and so on. RoPE turns q and k by their places, so what one knows before training, a bias, is
     enough to point from each place to the next: k is a constant, q the same turned by one step. What a patch
-    needs to know of its neighbours is there from the first step on; from scratch, that takes most of a short
-    run. Two frequencies of each axis: the fastest tells neighbours apart, the next what is 2 pi patches away.
+    needs to know of its neighbours is there as soon as the gates open; from scratch, that takes most of a
+    short run. Two frequencies of each axis: the fastest tells neighbours apart, the next tells them from what
+    is 2 pi patches away. Fewer than four heads leave directions out.
     """
     D = attn.proj.in_features
     head = D // attn.heads
@@ -498,7 +506,7 @@ class Model(nn.Module):
     def net(self, x, t, action, start=0, kv=None):
         """
         The network alone. x (B, T, C, H, W) are frames start..start+T-1 of a window, t (B, T) their levels.
-        action (B, >= start+T-1, skip*A), normalised, of the window from its frame 0 on; what is taken at the
+        action (B, >= start+T-1, k*A), normalised, of the window from its frame 0 on; what is taken at the
         last frame or later is not looked at. -> (B, T, C, H, W).
         kv: temporal keys and values of the frames before `start`, one (k, v) per temporal block, or [] when
         there are none; then returns (output, the same list for these frames) for the caller to concatenate.
@@ -551,7 +559,7 @@ class Model(nn.Module):
         return ((x.float().movedim(-3, -1) + 1) * 127.5).clamp(0, 255)
 
     def fold_action(self, action):
-        """Actions in data units (B, T*skip, A), or folded (B, T, skip*A) -> normalised (B, T, skip*A)."""
+        """Actions in data units (B, T*k, A), or folded (B, T, k*A) -> normalised (B, T, k*A)."""
         A, folded = self.cfg.action_dim, self.cfg.frame_skip * self.cfg.action_dim
         assert action.shape[-1] in (A, folded), f'actions of {action.shape[-1]} numbers; give {A} or {folded}'
         B, T = action.shape[0], action[0].numel() // folded
@@ -561,7 +569,7 @@ class Model(nn.Module):
     # ---- training ----
 
     def forward(self, batch):
-        """batch: video or latent, action (B, T*skip, A); t (B, T), noise (B, T, C, H, W) or we draw them."""
+        """batch: video or latent, action (B, T*k, A); t (B, T), noise (B, T, C, H, W) or we draw them."""
         x0 = self.encode(batch)
         t = batch['t'] if 't' in batch else self.draw_t(*x0.shape[:2])
         eps = batch['noise'] if 'noise' in batch else torch.randn_like(x0)
@@ -597,7 +605,7 @@ class Model(nn.Module):
         return self.alpha[t + 1][..., None, None, None], self.sigma[t + 1][..., None, None, None]
 
     def loss(self, x0, action, t, eps):
-        """x0, eps (B, T, C, H, W); action (B, T, skip*A) normalised; t (B, T) -> loss and plain mse, (B,)."""
+        """x0, eps (B, T, C, H, W); action (B, T, k*A) normalised; t (B, T) -> loss and plain mse, (B,)."""
         cfg = self.cfg
         alpha, sigma = self.levels(t)
         x = self.q_sample(x0, t, eps)
@@ -620,11 +628,13 @@ class Model(nn.Module):
     # ---- dreaming ----
 
     @torch.no_grad()
-    def denoise(self, x, action, matrix, n_context, t_context=0, eta=0.0, generator=None, newest=None):
+    def denoise(self, x, action, matrix, n_context, t_context=0, eta=0.0, generator=None,
+                newest=None, N=1):
         """
         Walk down a scheduling matrix (rows, T - n_context). x (B, T, C, H, W): n_context frames of context at
-        level t_context, then noise; action (B, >= T-1, skip*A) normalised. -> x, the noise made frames.
-        newest (B, 1, C, H, W): the last context frame without the noise of t_context; only cfg.skip reads it.
+        level t_context, then noise; action (B, >= T-1, k*A) normalised. -> x, the noise made frames.
+        newest (B, 1, C, H, W): the last context frame without the noise of t_context, for cfg.skip.
+        N: so many rows in turn are futures of one clip, and share the noise that eta adds.
         """
         assert x.shape[1] == n_context + matrix.shape[1], \
             f'{x.shape[1]} frames, but {n_context} of context + {matrix.shape[1]} columns of the matrix'
@@ -632,8 +642,8 @@ class Model(nn.Module):
         matrix = matrix.to(x.device)
         level = torch.full((n_context,), t_context, device=x.device)
         for now, then in zip(matrix[:-1], matrix[1:]):
-            # a finished frame (-1) is shown at t = 0, because training never embeds -1. It is not noised to
-            # t_context: that is for context, where the errors of earlier windows pile up
+            # a finished frame (-1) is shown at t = 0, because training never shows a target at -1. It is not
+            # noised to t_context: that is for context, where the errors of earlier windows pile up
             t = torch.cat([level, now.clamp(min=0)]).expand(x.shape[0], -1)
             out = self.net(x, t, action)[:, n_context:].float()
             new = x[:, n_context:]
@@ -641,14 +651,17 @@ class Model(nn.Module):
             if self.cfg.skip:
                 out = out + newest
             x0, eps = estimates(self.cfg.pred, out, new, alpha, sigma)
-            z = torch.randn(new.shape, generator=generator, device=x.device) if eta else None
+            z = None
+            if eta:
+                z = torch.randn(len(new) // N, *new.shape[1:], generator=generator, device=x.device)
+                z = z.repeat_interleave(N, 0)
             step = ddim_step(x0, eps, alpha, sigma, *self.levels(then), eta, z)
             moved = (now != then)[:, None, None, None]               # waiting and finished frames stay
             x = torch.cat([x[:, :n_context], torch.where(moved, step, new)], 1)
         return x
 
     def context_level(self, history_level=None):
-        """The t at which context is shown, by default cfg's; -1 asks for the middle of what training used."""
+        """The t at which context is shown, by default cfg's; a negative level asks for context_t // 2."""
         level = self.cfg.history_level if history_level is None else history_level
         return self.cfg.context_t // 2 if level < 0 else round(level * (self.cfg.timesteps - 1))
 
@@ -656,18 +669,21 @@ class Model(nn.Module):
     def rollout(self, context, action, noise=None, history=0, stride=1, generator=None, progress=iter):
         """
         Imagine K frames for each of N candidate futures by a sliding window; cfg's SAMPLING keys say how.
-        context: T frames given, video (B, T, H, W, C) or latent (B, T, C, H, W), with action (B, T-1, skip*A)
-        between them; action (B, N, K, skip*A): action[:, :, 0] is taken at the last context frame. All this
+        context: T frames given, video (B, T, H, W, C) or latent (B, T, C, H, W), with action (B, T-1, k*A)
+        between them; action (B, N, K, k*A): action[:, :, 0] is taken at the last context frame. All this
         is in data units, and so is the result: {'video' or 'latent': the new frames (B, N, K, ...)}.
-        history: frames of context per window, 0 = num_frames - stride. stride: new frames per window; with 1
-        cfg.sampling changes nothing, because its modes differ in the order of the new frames of a window.
+        history: frames of context per window, 0 = num_frames - stride, or n_context with cfg.skip.
+        stride: new frames per window; with 1 cfg.sampling changes nothing, because its modes differ in the
+        order of the new frames of a window.
         noise (B, K, C, H, W), model units: what new frames start from, shared by the N futures, because only
         their actions shall tell them apart. progress: wraps the range of windows, e.g. in a tqdm bar.
         """
         cfg = self.cfg
         if not 1 <= stride < cfg.num_frames:
             raise ValueError(f'stride = {stride}: must lie in 1..{cfg.num_frames - 1}, below num_frames')
-        # skip: the change is against the newest of n_context frames, as in training
+        if cfg.skip and stride + cfg.n_context > cfg.num_frames:
+            raise ValueError(f'stride = {stride}: with skip a window also holds n_context = {cfg.n_context} '
+                             f'frames of context, and no more than {cfg.num_frames} in all')
         history = history or (cfg.n_context if cfg.skip else cfg.num_frames - stride)
         if not 1 <= history <= cfg.num_frames - stride:
             raise ValueError(f'history = {history}: must lie in 1..{cfg.num_frames - stride} at {stride = }')
@@ -677,6 +693,9 @@ class Model(nn.Module):
         x = self.encode(context)                                     # (B, T, C, H, W)
         B, given, *shape = x.shape
         N, K = action.shape[1:3]
+        if context['action'].shape[1] != given - 1:
+            raise ValueError(f'{context["action"].shape[1]} actions for a context of {given} frames; give '
+                             f'the {given - 1} between them')
         draw = dict(generator=generator, device=x.device)
         noise = torch.randn(B, K, *shape, **draw) if noise is None else noise
         renoise = torch.randn(B, given + K, *shape, **draw)     # one draw per frame, kept while it is context
@@ -686,19 +705,19 @@ class Model(nn.Module):
             return y[:, None].expand(-1, N, *y.shape[1:]).flatten(0, 1)
         x, noise, renoise = spread(x), spread(noise), spread(renoise)
         action = torch.cat([spread(context['action']), action.flatten(0, 1)], 1)
-        action = self.fold_action(action)                            # (B*N, given-1+K, skip*A)
+        action = self.fold_action(action)                            # (B*N, given-1+K, k*A)
         for done in progress(range(0, K, stride)):
             count, end = min(stride, K - done), given + done         # frames to make, frames there are
             start = max(0, end - history)
             past = x[:, start:]
-            if t > 0:                                                # t = 0: shown clean
+            if t > 0:                                                # at 0 and at -1 it is shown clean
                 level = torch.full(past.shape[:2], t, device=x.device)
                 past = self.q_sample(past, level, renoise[:, start:end])
             window = torch.cat([past, noise[:, done:done + count]], 1)
             matrix = scheduling_matrix(cfg.sampling, count, cfg.sample_steps, cfg.timesteps)
             # the action that led to the window's first frame is left out, as in training
             between = action[:, start:end + count - 1]
-            window = self.denoise(window, between, matrix, end - start, t, cfg.eta, generator, x[:, -1:])
+            window = self.denoise(window, between, matrix, end - start, t, cfg.eta, generator, x[:, -1:], N)
             x = torch.cat([x, window[:, end - start:]], 1)
         return {cfg.input: self.decode(x[:, given:]).unflatten(0, (B, N))}
 

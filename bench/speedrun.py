@@ -5,10 +5,10 @@ The speedrun of records/SPEEDRUN.md: how fast can a model learn to walk and push
     python bench/speedrun.py config/minihack_wm_cpu.py --ranks=2 --threads=1     two processes, not threads
     python bench/speedrun.py config/minihack_wm_cpu.py --runs=1                  a try
 
-Makes the data if they are not there, and compares their sha256. Per seed: train.py under the clock, from the
-start of its process to its end, then eval.py: a dream of 16 frames on clips that are the same for all. An
-entry counts if in every run the agent is on its tile in 90 % of the dreams at step 8. Flags that are not
-listed go to train.py, so a try needs no file: --hidden=64.
+Makes the data if they are not there, and compares the sha256 in meta.json. Per seed: train.py under the
+clock, from the start of its process to its end, then eval.py: a dream of 16 frames on clips that are the same
+for all. An entry counts if in every run the agent is on its tile in 90 % of the dreams at step 8. Flags that
+are not listed go to train.py, so a try needs no file: --hidden=64.
 """
 import argparse
 import json
@@ -24,13 +24,15 @@ sys.path.insert(0, ROOT)
 
 from configurator import polite_exit
 from data.layout import identity, read_meta
+from protocols.common import try_output
 
 DATA = 'data/minihack_boulders'
 MAKE = ['data/minihack/prepare.py', '--level=boulders', f'--out={DATA}']
 SHA = '9deaf30de7541bdddc897718316be5c0070bcb4925fb76a60f0193e638a4bc5d'      # of what MAKE makes
 SEEDS = 1, 2, 3
 STEP, WANTED = 8, 0.9                                    # of the dream; share of agents on their tile
-JUDGE = ['--protocol=video', '--horizon=16', '--n_clips=256', '--seed=42', '--dataset=minihack_boulders']
+JUDGE = ['--protocol=video', '--n_context=1', '--horizon=16', '--n_clips=256', '--seed=42',
+         '--dataset=minihack_boulders']
 
 
 def call(arguments, threads, quiet=False):
@@ -62,12 +64,21 @@ def run(config, seed, ranks, threads, folder, more):
     seconds = call([*torchrun, 'train.py', config, f'--seed={seed}', f'--out_dir={out}', *more], threads)
     judged = os.path.join(out, 'eval.json')
     call(['eval.py', f'--ckpt={out}', *JUDGE, f'--out={judged}'], threads, quiet=True)
-    with open(os.path.join(ROOT, judged)) as f:
+    with open(judged) as f:
         result = json.load(f)
+    with open(os.path.join(out, latest(out), 'meta.json')) as f:
+        trained = json.load(f)
+    if trained['data_sha'] != SHA[:len(trained['data_sha'])] or trained['config'].get('init_from'):
+        sys.exit(f'{out}: trained on other data, or from other weights: no entry')
     curve = result['curve']
     return {'seed': seed, 'seconds': round(seconds, 1), 'passed': curve['tile_agent'][STEP - 1] >= WANTED,
             'tile_agent': curve['tile_agent'], 'tile_changed': curve['tile_changed'],
             'tile_agent_shuffled': curve['tile_agent_shuffled'], 'psnr_moving': result['psnr_moving']}
+
+
+def latest(out):
+    with open(os.path.join(out, 'latest')) as f:
+        return f.read().strip()
 
 
 def table(runs):
@@ -100,20 +111,24 @@ def main():
     wrong = [flag for flag in more if not flag.startswith('--') or flag.split('=')[0] in ours]
     if wrong:
         p.error(f'{wrong[0]}: flags of train.py but seed and out_dir may follow, as --key=value')
+    if args.out:
+        try_output('out', args.out)      # asked now, because three runs should not end in a missing folder
     check_data()
     name = os.path.splitext(os.path.basename(args.config))[0]
-    folder = os.path.join('out', 'speedrun', name)
+    name += '_try' * bool(more or args.runs < len(SEEDS))
+    folder = os.path.join(ROOT, 'out', 'speedrun', name)     # absolute, because train.py runs in ROOT
     runs = [run(args.config, seed, args.ranks, args.threads, folder, more) for seed in SEEDS[:args.runs]]
-    whole = args.runs == len(SEEDS)
+    whole = args.runs == len(SEEDS) and not more         # because an entry is a config, not a line of flags
     result = {'config': args.config, 'flags': more, 'ranks': args.ranks, 'threads': args.threads,
               'data_sha': SHA, 'seconds': mean(r['seconds'] for r in runs), 'runs': runs,
               'counts': whole and all(r['passed'] for r in runs)}
-    path = args.out or os.path.join(ROOT, folder, 'result.json')
+    path = args.out or os.path.join(folder, 'result.json')
     with open(path + '.tmp', 'w') as f:
         json.dump(result, f, indent=1)
     os.replace(path + '.tmp', path)
     print(table(runs))
-    said = 'an entry' if result['counts'] else 'no entry' if whole else 'a try, an entry has three runs'
+    a_try = 'a try: an entry is three runs, no flags'
+    said = 'an entry' if result['counts'] else 'no entry' if whole else a_try
     print(f'{result["seconds"]:.0f} s, mean of {len(runs)}: {said}; {path}')
 
 

@@ -44,7 +44,7 @@ def probe(path):
     with opened(path) as (container, stream):
         steps = np.diff(sorted(p.pts for p in islice(container.demux(stream), 200) if p.pts is not None))
         step = np.median(steps) if len(steps) else 0
-        if step:       # the median forgives pauses; webm counts in ms, so we average what is a tick beside it
+        if step:       # the median, because of pauses; then the mean within a tick of it: webm rounds to ms
             step = steps[abs(steps - step) <= 1].mean()
         fps = round(1 / float(step * stream.time_base), 2) if step else None
         return stream.frames, fps, (stream.height, stream.width)
@@ -61,7 +61,7 @@ def frames(path, size=None, first=0, count=0, fps=None):
     """`count` frames from `first` on (0: all), resized: (T, H, W, 3) uint8. first > 0 needs fps."""
     pictures, due = [], first
     with opened(path) as (container, stream):
-        start, promised = stream.start_time or 0, count or stream.frames
+        start, promised = stream.start_time or 0, count or max(stream.frames - first, 0)
         if first:      # a second early: files seek by the time of decoding, which precedes that of showing
             container.seek(start + int(max(first / fps - 1, 0) / stream.time_base), stream=stream)
         for frame in container.decode(stream):

@@ -4,7 +4,7 @@ What a person would say of a dream made of tiles: is the player where it should 
 Some worlds are drawn from a few tiles on a grid; their meta.json says which (`tiles`). A dreamed tile gets
 the name of the one whose pixels are nearest, and then only names are compared.
 
-    tile_agent      share of dreamed frames that show one agent, and show it on the right tile
+    tile_agent      share of dreamed frames that show the agent where truth shows it, and nowhere else
     tile_changed    of all tiles that differ, in truth, from the last context frame: the share named right;
                     None if none does. A dream that stands still scores 0 here
 """
@@ -30,13 +30,13 @@ def named(frames, pixels):
 def columns(last, guesses, truth, tiles):
     """
     last (B, 1, H, W, C), {suffix: (B, K, H, W, C)}, truth, all in [0, 1] -> {name: (B, K)}: agent<suffix>:
-    was it right; tiles: how many differ from the last context frame; tiles_right<suffix>: how many of them
-    are named right.
+    was it right; tiles_changed: how many differ from the last context frame; tiles_right<suffix>: how many
+    of them are named right.
     """
     pixels, agent = table(tiles, truth.shape[-1])
     right, before = named(truth, pixels), named(last, pixels)
     changed = right != before                                                        # (B, K, rows, cols)
-    result = {'tiles': changed.flatten(2).sum(2)}
+    result = {'tiles_changed': changed.flatten(2).sum(2)}
     for who, guess in guesses.items():
         name = named(guess, pixels)
         result[f'agent{who}'] = ((name == agent) == (right == agent)).flatten(2).all(2)
@@ -46,7 +46,7 @@ def columns(last, guesses, truth, tiles):
 
 def scores(frames, who, clips, steps=slice(None)):
     """{name: number} of one predictor over these clips and steps; frames: what `columns` gave."""
-    total = frames['tiles'][clips, steps].sum()
+    total = frames['tiles_changed'][clips, steps].sum()
     right = frames[f'tiles_right{who}'][clips, steps].sum()
     return {f'tile_agent{who}': frames[f'agent{who}'][clips, steps].mean(),
             f'tile_changed{who}': right / total if total else np.nan}

@@ -8,7 +8,7 @@ those, against the raw frames of the val split.
                     if nothing moves
     psnr_moving_pixels  the same, pooled over the pixels that differ from the last context frame: with a real
                     camera every frame moves, and most of it stands still
-    gain_*          psnr_moving minus that of the other predictor, in dB; gain_pixels_*: of the pixels
+    gain_over_*     psnr_moving minus that of the other predictor, in dB; gain_pixels_over_*: of moving pixels
     tile_*          shares of tiles that are right, in worlds that are made of tiles (tiles.py)
     *_ci            95 % interval, bootstrap over episodes; --by=window over windows, which overlap and so
                     make it too narrow, for sets of a few long episodes
@@ -188,7 +188,7 @@ def statistics(frames, clips):
                 result[name + who] = frames[name + who][clips].mean()
         result['psnr_moving' + who] = pooled(frames, who, clips)
         result['psnr_moving_pixels' + who] = pooled_pixels(frames, who, clips)
-        if 'tiles' in frames:
+        if 'tiles_changed' in frames:
             result |= tiles.scores(frames, who, clips)
     for who in PREDICTORS[1:]:
         result['gain_over' + who] = result['psnr_moving'] - result['psnr_moving' + who]
@@ -214,7 +214,7 @@ def summary(frames, group, seed):
     curve = {who.strip('_') or 'model': [pooled(frames, who, every, slice(h, h + 1)) for h in steps]
              for who in PREDICTORS}
     curve['moving'] = [frames['moving'][:, h].mean() for h in steps]
-    if 'tiles' in frames:
+    if 'tiles_changed' in frames:
         each = [{name: x for who in PREDICTORS
                  for name, x in tiles.scores(frames, who, every, slice(h, h + 1)).items()} for h in steps]
         curve |= {name: [scores[name] for scores in each] for name in each[0]}
@@ -223,7 +223,7 @@ def summary(frames, group, seed):
 
 def show(result):
     """psnr_moving of the three predictors, in dB, and what the model gains over the other two."""
-    print('PSNR of the frames that move, dB, and its 95 % interval over episodes', file=sys.stderr)
+    print(f'PSNR of the frames that move, dB, and its 95 % interval over {result["by"]}s', file=sys.stderr)
     rows = {'model': 'psnr_moving', 'copy': 'psnr_moving_copy', 'shuffled': 'psnr_moving_shuffled',
             'gain over copy': 'gain_over_copy', 'gain over shuffled': 'gain_over_shuffled'}
     for title, key in rows.items():

@@ -1,5 +1,6 @@
 """bench/speedrun.py: an entry is run, judged and told from what is none."""
 import json
+import shutil
 import sys
 
 import pytest
@@ -37,12 +38,12 @@ def test_an_entry(small, monkeypatch, capfd):
     run, = result['runs']
     assert not result['counts'] and not run['passed'] and run['tile_agent'][7] < 0.9
     assert result['seconds'] == run['seconds'] > 1 and len(run['tile_agent']) == 16
-    assert '--depth=2' in result['flags'] and 'no entry' in capfd.readouterr().out
+    assert '--depth=2' in result['flags'] and 'a try: an entry is three' in capfd.readouterr().out
 
 
 @pytest.mark.parametrize('shares, counts', [((0.95, 0.9, 1.0), True), ((1.0, 1.0, 0.89), False)])
 def test_every_run_must_reach_the_goal(tmp_path, monkeypatch, shares, counts):
-    shares = iter(shares)
+    given, shares = shares, iter(shares)
 
     def call(arguments, threads, quiet=False):
         judged = [flag.removeprefix('--out=') for flag in arguments if flag.startswith('--out=')]
@@ -52,12 +53,21 @@ def test_every_run_must_reach_the_goal(tmp_path, monkeypatch, shares, counts):
             path = tmp_path / judged[0]
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps({'curve': curve, 'psnr_moving': 30.0}))
+            (path.parent / 'latest').write_text('step_1')
+            (path.parent / 'step_1').mkdir()
+            meta = {'data_sha': speedrun.SHA, 'config': {'init_from': weights}}
+            (path.parent / 'step_1' / 'meta.json').write_text(json.dumps(meta))
         return 100.0
     monkeypatch.setattr(speedrun, 'call', call)
     monkeypatch.setattr(speedrun, 'check_data', lambda: None)
     monkeypatch.setattr(speedrun, 'ROOT', str(tmp_path))
     (tmp_path / 'a.py').write_text('')
     monkeypatch.setattr(sys, 'argv', ['speedrun.py', 'a.py'])
+    weights = 'out/other'
+    with pytest.raises(SystemExit, match='from other weights: no entry'):
+        speedrun.main()
+    shutil.rmtree(tmp_path / 'out')
+    weights, shares = '', iter(given)
     speedrun.main()
     result = json.loads((tmp_path / 'out/speedrun/a/result.json').read_text())
     assert result['counts'] is counts and result['seconds'] == 100 and len(result['runs']) == 3

@@ -45,10 +45,10 @@ def test_against_a_naive_loop():
                     changed += t != last[b, 0, y, x]
                     right += t != last[b, 0, y, x] and t == g
                     agent &= (t == ME) == (g == ME)
-            assert (table['tiles'][b, k], table['tiles_right'][b, k]) == (changed, right)
+            assert (table['tiles_changed'][b, k], table['tiles_right'][b, k]) == (changed, right)
             assert table['agent'][b, k] == agent
     result = tiles.scores({key: x.double().numpy() for key, x in table.items()}, '', np.arange(4))
-    assert result['tile_changed'] == pytest.approx(table['tiles_right'].sum() / table['tiles'].sum())
+    assert result['tile_changed'] == pytest.approx(table['tiles_right'].sum() / table['tiles_changed'].sum())
     assert result['tile_agent'] == pytest.approx(table['agent'].float().mean())
     assert 0.25 <= result['tile_agent'] < 1
 

@@ -314,7 +314,7 @@ def test_context_loss():
 
 def test_clean_context():
     """context_t = -1: no noise, level -1, in training and in sampling."""
-    model = tiny(context_t=-1, history_level=-1.0, p_noise=0.5)
+    model = tiny(context_t=-1, history_level=-1.0, p_noise=0.5, context_loss=False)
     t = model.draw_t(1000, 4)
     assert (t[:, 0] == -1).all() and t[:, 1:].min() >= 0
     x, _, _ = inputs(model.cfg)
@@ -657,7 +657,7 @@ def test_example_is_a_batch(name, skip):
     assert {key: value.shape[1] for key, value in batch.items()} == lengths
     assert batch['action'].shape == (3, cfg.num_frames * skip, cfg.action_dim)
     if cfg.input == 'video':
-        assert batch['video'].shape == (3, 2, 28, 28, 3) and batch['video'].dtype == torch.uint8
+        assert batch['video'].shape == (3, 2, 36, 36, 3) and batch['video'].dtype == torch.uint8
     else:
         assert batch['latent'].shape == (3, 3, 4, 8, 8) and batch['latent'].dtype == torch.float32
     assert torch.isfinite(Model(cfg)(batch)['loss'])
@@ -683,6 +683,8 @@ def test_a_checkpoint_without_eta_still_builds():
     *[({key: -2}, f'{key} = -2: must lie in') for key in ('depth', 'hidden', 'heads', 'patch', 'num_frames')],
     (dict(depth=0), 'depth = 0: must lie in 2..'), (dict(num_frames=1), 'num_frames = 1: must lie in 2..'),
     (dict(timesteps=1), 'timesteps = 1: must lie in 2..'), (dict(sample_steps=1001), 'must lie in 1..1000'),
+    (dict(context_t=-1), 'history_level = 0.02: must be -1 with context_t = -1'),
+    (dict(context_t=-1, history_level=-1.0), 'context_loss = True: must be False with context_t = -1'),
     (dict(skip=True), 'skip = True: must be False with pred = v'),
     (dict(change_weight=-1.0), 'change_weight = -1.0: must lie in 0..'),
     (dict(context_t=1000), 'must lie in -1..999'), (dict(context_t=-2), 'must lie in -1..999'),

@@ -49,6 +49,8 @@ def table(path):
     if not found:
         sys.exit(f'{path} is empty; want a row per frame')
     header = any(np.isnan(number(cell)) for cell in found[0])
+    if not header and [number(cell) for cell in found[0]] == [*range(len(found[0]))] and len(found[0]) > 1:
+        sys.exit(f'{path}: is its first row, {", ".join(found[0])}, a header or an action? Write names above')
     names = found.pop(0) if header else [str(k) for k in range(len(found[0]))]
     if len(set(names)) < len(names):
         sys.exit(f'{path}: two columns have one name, {", ".join(names)}')
@@ -68,7 +70,7 @@ def by_clip(path, src, clips, column):
     owner = [cell if cell in there else Path(cell).stem for cell in x[:, at]]           # walk.mp4 is walk
     lost = sorted(set(owner) - there)
     if lost:
-        print(f'{path} tells of {len(lost)} clips that are not in {src}, like {lost[0]}; they are left out')
+        print(f'{path} tells of {len(lost)} clips that are not among those read, like {lost[0]}: left out')
     rows = {clip: [] for clip in clips}
     for clip, row in zip(owner, np.delete(x, at, axis=1)):
         if clip in rows:

@@ -8,7 +8,7 @@ A room seen whole and from a fixed point: trees stop the player, boulders can be
 In the picture around the player (pixels.py) the player never moves and what scrolls in was never seen. Here
 nothing is hidden: the next frame follows from this one and the move. Two things would break that, so we draw
 them as lit floor: what the player remembers but does not see right now (`shadows` keeps it as NetHack draws
-it, darker), and the staircase that the player arrived by, on which it stands in the first frame.
+it, darker), and the staircase that the player arrived by, because it shows only once the player has left it.
 """
 import sys
 from collections import deque
@@ -27,11 +27,12 @@ PLAYER, MONK = 333, 'mon-hum-neu'        # of all roles the one that stands out 
 NAMES = {PLAYER: 'player', FLOOR: 'floor', TREE: 'tree', BOULDER: 'boulder', WATER: 'water', DARK: 'shadow'}
 WALLS = range(CMAP + 1, CMAP + 12)
 GROUND = FLOOR, DARK
-PUSH = 0.6                               # how often the player pushes a boulder that it can push,
-STUCK = 0.4                              # pushes one that it can not push, for these are rare,
-STOP = 0.3                               # runs against what stops it,
-SEEK = 0.5                               # walks to a boulder,
-KEEP = 0.6                               # or goes on in the direction of its last move
+# How often; each is asked in this order, and only if none before it has decided.
+PUSH = 0.6                               # the player pushes a boulder that gives way
+STUCK = 0.4                              # it pushes one that does not, because these are rare
+STOP = 0.3                               # it runs against whatever stops it
+SEEK = 0.5                               # it takes a step towards a boulder that gives way
+KEEP = 0.6                               # it goes on in the direction of its last move
 
 
 def level_file(level, water=False):
@@ -57,6 +58,10 @@ class Fixed:
             sys.exit(f'{self.path}, seed {seed}: this is not the level that the file describes, or it has no '
                      'walls around one rectangle; want a premapped and lit one like boulders.des')
         self.box = box
+        strange = set(np.unique(self.glyphs()).tolist()) - NAMES.keys()
+        if strange:
+            sys.exit(f'{self.path}, seed {seed}: it shows glyphs {sorted(strange)}; want floor, trees, '
+                     'boulders and water alone, because an episode ends where anything else is seen')
         return obs
 
     def glyphs(self):
@@ -93,10 +98,10 @@ def inside(glyphs):
     return int(top) + 1, int(left) + 1, int(bottom - top) - 1, int(right - left) - 1
 
 
-def wander(glyphs, at, last, moves, rng):
-    """The next of so many moves. Chance meets few boulders, so we look for them, and never go into water."""
+def wander(glyphs, at, last, ways, rng):
+    """The next move, one of so many ways. Chance meets few boulders, so we seek them; never into water."""
     free, push, stop = [], [], {}                                    # stop: {what is in the way: moves}
-    for move, (dy, dx) in enumerate(DELTAS[:moves]):
+    for move, (dy, dx) in enumerate(DELTAS[:ways]):
         ahead, beyond = look(glyphs, at, dy, dx, 1), look(glyphs, at, dy, dx, 2)
         if ahead == BOULDER and beyond in (*GROUND, WATER):
             push.append(move)
@@ -113,10 +118,10 @@ def wander(glyphs, at, last, moves, rng):
         some = stop[kinds[rng.integers(len(kinds))]]
         return some[rng.integers(len(some))]
     if not free:
-        some = push + sum(stop.values(), []) or [0]                  # water all around: the game ends
+        some = push + sum(stop.values(), []) or [0]                  # water all around: it crawls out again
         return some[rng.integers(len(some))]
     if rng.random() < SEEK:
-        far = distance(glyphs, moves)
+        far = distance(glyphs, ways)
         nearer = [m for m in free if look(far, at, *DELTAS[m], 1) < far[at]]
         if nearer:
             return nearer[rng.integers(len(nearer))]
@@ -125,19 +130,19 @@ def wander(glyphs, at, last, moves, rng):
     return free[rng.integers(len(free))]
 
 
-def distance(glyphs, moves):
+def distance(glyphs, ways):
     """(rows, cols): how many moves it is to a cell from where one can push a boulder; 999 if no way leads."""
     far = np.full(glyphs.shape, 999)
     queue = deque()
     for y, x in np.argwhere(glyphs == BOULDER):
-        for dy, dx in DELTAS[:moves]:
+        for dy, dx in DELTAS[:ways]:
             stand, beyond = look(glyphs, (y, x), -dy, -dx, 1), look(glyphs, (y, x), dy, dx, 1)
             if stand in (*GROUND, PLAYER) and beyond in (*GROUND, WATER):
                 far[y - dy, x - dx] = 0
                 queue.append((y - dy, x - dx))
     while queue:
         y, x = queue.popleft()
-        for dy, dx in DELTAS[:moves]:
+        for dy, dx in DELTAS[:ways]:
             if look(glyphs, (y, x), dy, dx, 1) in (*GROUND, PLAYER) and far[y + dy, x + dx] == 999:
                 far[y + dy, x + dx] = far[y, x] + 1
                 queue.append((y + dy, x + dx))
@@ -159,7 +164,7 @@ def episode(i, seed, path, moves, shadows, diagonal):
     rng, level = np.random.default_rng([seed, i]), watch(path, shadows)
     level.start(int(rng.integers(2**31)))
     arrived, last = level.player(), None
-    for _ in range(9):                   # not filmed, because a boulder may hide below who has just arrived
+    for _ in range(9):                   # not filmed, because the player may have arrived on top of a boulder
         if level.player() == arrived:
             last = int(wander(level.glyphs(), level.player(), last, ways, rng))
             level.env.step(last)
@@ -169,7 +174,7 @@ def episode(i, seed, path, moves, shadows, diagonal):
         _, _, over, cut, _ = level.env.step(last)
         strange = set(np.unique(level.glyphs()).tolist()) - NAMES.keys()
         if over or cut or strange:
-            break                        # drowned, or a monster came: no frame follows this move, drop it
+            break                        # the game is over, or a monster came: drop this move and its frame
         video.append(level.frame())
         action.append(last)
     onehot = np.zeros((len(video), ways), np.float32)

@@ -4,10 +4,12 @@ Play real NetHack levels and keep what the player saw.
     python data/minihack/prepare.py --level=boulders      a room seen whole, for a world model
     python data/minihack/prepare.py --oracle              a teacher's games, for a planner
 
-World model: purpose and chance, mixed in a proportion of its own for every episode: on purpose the player
-walks to a cell that it has drawn, by chance it makes a random move. The staircase down ends a game, so it is
-avoided until the move `home`, and from then on every purpose leads there. So all episodes have enough frames
-to cut windows from, and some do end at the staircase. Read `episode` first; the levels are in env.py.
+Around the player: purpose and chance, mixed in a proportion of its own for every episode: on purpose the
+player walks to a cell that it has drawn, by chance it makes a random move. The staircase down ends a game, so
+it is avoided until the move `home`, and from then on every purpose leads there. So all episodes have enough
+frames to cut windows from, and some do end at the staircase. Read `episode` first; levels are in pixels.py.
+
+A room seen whole: the player looks for boulders, because chance meets few of them (boulders.py).
 
 Planner: map, surroundings and action of every step that a teacher took (oracles.py), on the levels that a
 planner trains on. What it lost is played again on another level, unless --keep_lost.
@@ -143,7 +145,8 @@ def make_whole(args):
     """A world model's data, of a room seen whole."""
     path = boulders.level_file(args.level, args.water)
     source = f'{Path(path).name}, played in NetHack by {Path(__file__).name}'
-    about = boulders.about(args.shadows, args.water, args.diagonal)
+    water = args.water or args.level != 'boulders'       # because a level of one's own may hold some
+    about = boulders.about(args.shadows, water, args.diagonal)
     info = {'source': source, 'revision': revision(), 'fps': 6, **about}
     played = partial(boulders.episode, seed=args.seed, path=path, moves=args.moves, shadows=args.shadows,
                      diagonal=args.diagonal)
@@ -182,7 +185,8 @@ def folder(args, make):
     if make is make_pixels:
         parts = ['pixels']
     elif make is make_whole:
-        parts = [Path(args.level).stem] + ['shadows'] * args.shadows + ['water'] * args.water
+        told = [flag for flag in ('diagonal', 'shadows', 'water') if getattr(args, flag)]
+        parts = [Path(args.level).stem, *told]
     else:
         parts = ['oracle'] + [args.oracle] * (args.oracle != 'explore') + ['memory'] * args.memory
     return '_'.join(['data/minihack', *parts])
