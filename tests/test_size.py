@@ -11,7 +11,7 @@ WIDTH = 110             # of a line of code, comment or test
 BUDGET = {              # lines, comments and blanks included
     'README.md': 150,
     'docs/*.md': 130,           # 120, and a policy that is compared at equal steps and at equal time
-    'nanowm.py': 750,  # switches for real video and for what is rare, each with its reason; 690 before
+    'nanowm.py': 775,  # switches for real video and for what is rare, each with its reason; 690 before
     'remdm.py': 650, 'arx5_gpt.py': 480, 'act.py': 430,
     'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
     'cem.py': 160, 'vae.py': 300, 'vision.py': 180, 'metrics.py': 400, 'arx5_export.py': 180,
@@ -31,7 +31,7 @@ BUDGET = {              # lines, comments and blanks included
     'data/layout.py': 310,      # every way in which a folder can be wrong has its line
     'data/writer.py': 380,      # refuses before the work what would train wrongly; 290 while it was squeezed
     'data/[!pm]*/prepare.py': 185, 'data/pusht/prepare.py': 240,     # reads Zarr out of three packings
-    'data/minihack/prepare.py': 220,    # three kinds of data, each with flags that the others refuse
+    'data/minihack/prepare.py': 225,    # three kinds of data, each with flags that the others refuse
     'data/video.py': 80, 'data/minihack/boulders.py': 195,
     'data/clips/actions.py': 160, 'data/clips/reader.py': 100,
     'data/lerobot/reader.py': 190, 'data/*/env.py': 380,
