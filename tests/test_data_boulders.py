@@ -167,6 +167,12 @@ def test_bad_levels_are_one_line(tmp_path, name):
     assert not (tmp_path / 'm').exists()
 
 
+@pytest.mark.parametrize('flag', ['--moves=0', '--episodes=-3'])
+def test_too_few(tmp_path, flag):
+    _, err = script(PREPARE, '--level=boulders', f'--out={tmp_path}/m', flag, code=1)
+    assert err == f'{flag}: want 1 or more\n' and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('flags, says', [
     (['--level=rom'], '--level=rom: choose room, mazewalk, corridor, boulders or a .des file'),
     (['--level=boulders', '--crop=7'], '--crop makes no sense with --level=boulders'),

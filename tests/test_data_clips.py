@@ -191,7 +191,7 @@ def test_one_table_of_all_clips(tmp_path, suffix):
     table(tmp_path / 'all.csv', [*rows, [0, 'gone', 0]], header='right,name,down')
     printed, _ = prepare(src, tmp_path / 'out', f'--actions={tmp_path}/all.csv', '--clip_column=name')
     assert all_bytes(tmp_path / 'want') == all_bytes(tmp_path / 'out')
-    assert 'tells of 1 clips that are not in' in printed and 'like gone' in printed
+    assert 'tells of 1 clips that are not among those read' in printed and 'like gone' in printed
     assert '--actions=all.csv' in meta_of(tmp_path / 'out')['command']
 
 

@@ -130,6 +130,7 @@ def make_games(args):
 
 def make_pixels(args):
     """A world model's data, around the player."""
+    at_least(args, episodes=1, moves=1, crop=1)
     if args.crop % 2 == 0:
         sys.exit(f'--crop={args.crop}: the agent is in the middle tile; use an odd number')
     units = {'video': '0-255; 4 px per tile, agent in the middle', 'action': 'one-hot compass move'}
@@ -143,6 +144,7 @@ def make_pixels(args):
 
 def make_whole(args):
     """A world model's data, of a room seen whole."""
+    at_least(args, episodes=1, moves=1)
     path = boulders.level_file(args.level, args.water)
     source = f'{Path(path).name}, played in NetHack by {Path(__file__).name}'
     water = args.water or args.level != 'boulders'       # because a level of one's own may hold some
