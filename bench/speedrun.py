@@ -22,6 +22,7 @@ from statistics import mean
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+import checkpoint
 from configurator import polite_exit
 from data.layout import identity, read_meta
 from protocols.common import try_output
@@ -66,19 +67,13 @@ def run(config, seed, ranks, threads, folder, more):
     call(['eval.py', f'--ckpt={out}', *JUDGE, f'--out={judged}'], threads, quiet=True)
     with open(judged) as f:
         result = json.load(f)
-    with open(os.path.join(out, latest(out), 'meta.json')) as f:
-        trained = json.load(f)
+    trained = checkpoint.read(checkpoint.find(out), 'meta.json')
     if trained['data_sha'] != SHA[:len(trained['data_sha'])] or trained['config'].get('init_from'):
         sys.exit(f'{out}: trained on other data, or from other weights: no entry')
     curve = result['curve']
     return {'seed': seed, 'seconds': round(seconds, 1), 'passed': curve['tile_agent'][STEP - 1] >= WANTED,
             'tile_agent': curve['tile_agent'], 'tile_changed': curve['tile_changed'],
             'tile_agent_shuffled': curve['tile_agent_shuffled'], 'psnr_moving': result['psnr_moving']}
-
-
-def latest(out):
-    with open(os.path.join(out, 'latest')) as f:
-        return f.read().strip()
 
 
 def table(runs):
