@@ -552,6 +552,22 @@ def test_history_shortens_what_the_model_sees():
     assert not torch.equal(future(context, 2), future(other, 2))
 
 
+def test_equal_futures_are_equal_also_with_eta():
+    """Only their actions shall tell the futures of a clip apart; its neighbour in the batch has its own."""
+    model = tiny(sample_steps=3, eta=1.0)
+    context, action = rollout_inputs(model.cfg, given=2, N=1, K=2)
+    new = model.rollout(context, action.expand(-1, 2, -1, -1))['latent']
+    assert torch.equal(new[:, 0], new[:, 1]) and not torch.equal(new[0], new[1])
+
+
+def test_a_context_needs_the_actions_between_its_frames():
+    model = tiny()
+    context, action = rollout_inputs(model.cfg, given=2, N=1, K=1)
+    context = context | {'action': torch.cat([context['action']] * 2, 1)}
+    with pytest.raises(ValueError, match='2 actions for a context of 2 frames; give the 1 between them'):
+        model.rollout(context, action)
+
+
 def test_context_levels():
     assert tiny().context_level() == 20 and tiny(history_level=0.0).context_level() == 0
     assert tiny(context_t=39, history_level=-1.0).context_level() == 19
