@@ -31,6 +31,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from muon import Muon
+
 EVAL = ('video',)   # protocols that understand this model
 PAD = False         # training windows never leave the episode
 SAMPLING = ('history_level', 'sampling', 'sample_steps', 'eta')     # only rollout reads them
@@ -69,6 +71,7 @@ class Config:
     context_loss: bool = True     # context frames count in the loss; True = published
     skip: bool = False            # with pred = x: predict the change against the newest context frame
     change_weight: float = 0.0    # what differs from that frame counts 1 + this many times; 0 = published
+    muon: float = 0.0             # lr of Muon for the matrices of the blocks, in multiples of lr; 0 = published
     # sampling: may differ from what it was in training
     history_level: float = 0.02   # context is re-noised to t = level * (timesteps - 1); -1 = context_t // 2
     sampling: str = 'sequential'  # full_sequence | pyramid | sequential; the same for one new frame a window
@@ -106,7 +109,7 @@ def check(cfg):
         'num_frames': (2, math.inf), 'n_context': (1, cfg.num_frames - 1), 'depth': (2, math.inf),
         'timesteps': (2, math.inf), 'sample_steps': (1, cfg.timesteps), 'context_t': (-1, cfg.timesteps - 1),
         'p_noise': (0, 1), 'snr_gamma': (0, 1e6), 'history_level': (-1, 1), 'eta': (0, 1),
-        'change_weight': (0, 1e6), 'neighbours': (0, 10)}
+        'change_weight': (0, 1e6), 'neighbours': (0, 10), 'muon': (0, 1e6)}
     for key, (low, high) in limits.items():
         if not low <= getattr(cfg, key) <= high:                     # written so that nan is refused, too
             raise ValueError(f'{key} = {getattr(cfg, key)}: must lie in {low}..{high}')
@@ -724,8 +727,21 @@ class Model(nn.Module):
     # ---- for train.py ----
 
     def configure_optimizers(self, lr, weight_decay, betas):
-        """AdamW; like the published runs it decays every tensor, norms and embeddings too."""
-        return torch.optim.AdamW(self.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        """
+        AdamW; like the published runs it decays every tensor, norms and embeddings too. With cfg.muon the
+        matrices of attention and MLP go by Muon; those of the modulation do not, because they map one vector
+        per frame, not tokens.
+        """
+        setting = dict(lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        if self.cfg.muon == 0:
+            return torch.optim.AdamW(self.parameters(), **setting)
+        matrices = {name: p for name, p in self.named_parameters()
+                    if name.startswith('blocks.') and p.ndim == 2 and 'modulation' not in name}
+        stacked = {'qkv.weight': 3, 'cross_attn.kv.weight': 2}
+        parts = [next((n for end, n in stacked.items() if name.endswith(end)), 1) for name in matrices]
+        rest = [p for name, p in self.named_parameters() if name not in matrices]
+        return Muon([{'params': rest}, {'params': [*matrices.values()], 'parts': parts,
+                                        'lr_scale': self.cfg.muon}], **setting)
 
     def flops_per_sample(self):
         """
