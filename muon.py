@@ -1,7 +1,8 @@
 """
 Muon: a matrix is moved by the nearest orthogonal matrix to its gradient, everything else by AdamW.
 
-Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (kellerjordan.github.io).
+Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
+kellerjordan.github.io/posts/muon.
 
     M <- mu M + (1 - mu) G                  momentum of the gradient G of a weight W (n_out, n_in)
     U = orthogonal((1 - mu) G + mu M)       Nesterov: one step ahead; U = A B^T if A S B^T is its SVD
@@ -19,8 +20,9 @@ QUINTIC = 3.4445, -4.7750, 2.0315    # published: steepest at 0; leaves singular
 
 def orthogonal(G, steps=5):
     """
-    (..., m, n) -> about the same with all singular values 1: Newton-Schulz, X <- a X + (b A + c A^2) X with
-    A = X X^T. The quintic does the same to each singular value. Small ones, below 1e-3 of the norm, stay small.
+    (..., m, n) -> the same with singular values of about 1. Newton-Schulz: X <- a X + (b A + c A^2) X with
+    A = X X^T does to each singular value s what s <- a s + b s^3 + c s^5 does. Those below a thousandth of
+    the norm stay small.
     """
     tall = G.shape[-2] > G.shape[-1]
     X = G.mT if tall else G                                          # A is cheapest from the short side

@@ -71,7 +71,7 @@ class Config:
     context_loss: bool = True     # context frames count in the loss; True = published
     skip: bool = False            # with pred = x: predict the change against the newest context frame
     change_weight: float = 0.0    # what differs from that frame counts 1 + this many times; 0 = published
-    muon: float = 0.0             # lr of Muon for the matrices of the blocks, in multiples of lr; 0 = published
+    muon: float = 0.0             # lr of Muon for the blocks' matrices, in multiples of lr; 0 = published
     # sampling: may differ from what it was in training
     history_level: float = 0.02   # context is re-noised to t = level * (timesteps - 1); -1 = context_t // 2
     sampling: str = 'sequential'  # full_sequence | pyramid | sequential; the same for one new frame a window

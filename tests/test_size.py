@@ -11,7 +11,8 @@ WIDTH = 110             # of a line of code, comment or test
 BUDGET = {              # lines, comments and blanks included
     'README.md': 150,
     'docs/*.md': 130,           # 120, and a policy that is compared at equal steps and at equal time
-    'nanowm.py': 775,  # switches for real video and for what is rare, each with its reason; 690 before
+    'nanowm.py': 780,  # switches for real video and for what is rare, each with its reason; 690 before
+    'muon.py': 75,
     'remdm.py': 650, 'arx5_gpt.py': 480, 'act.py': 430,
     'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
     'cem.py': 160, 'vae.py': 300, 'vision.py': 180, 'metrics.py': 400, 'arx5_export.py': 180,
