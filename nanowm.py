@@ -85,7 +85,7 @@ PRESETS = {
     'cpu': Config(                # config/minihack_wm_cpu.py on its data
         input='video', height=36, width=36, channels=3, action_dim=4, num_frames=2, depth=4, hidden=96,
         heads=4, neighbours=2.0, patch=4, pred='x', t_sampling='uniform', snr_gamma=0.0, p_noise=0.9,
-        context_t=-1, context_loss=False, skip=True, change_weight=20.0, muon=10.0, history_level=-1.0,
+        context_t=-1, context_loss=False, skip=True, change_weight=20.0, muon=5.0, history_level=-1.0,
         sample_steps=1),
     'full': Config(),             # the published main run, B/2
     'S': Config(depth=12, hidden=384, heads=6),
