@@ -8,7 +8,6 @@ frame_skip = 4                 # a single move is 1 px: less than what a short r
 patch = 8
 injection = 'adaln_fuse'
 skip = True
-context_t = -1
 sample_steps = 1
 p_noise = 0.9
 batch_size = 32
