@@ -1,11 +1,11 @@
 """
-Muon: a matrix is moved by the nearest orthogonal matrix to its gradient, everything else by AdamW.
+Muon: a matrix is moved by the orthogonal matrix nearest to its momentum, everything else by AdamW.
 
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
 kellerjordan.github.io/posts/muon.
 
     M <- mu M + (1 - mu) G                  momentum of the gradient G of a weight W (n_out, n_in)
-    U = orthogonal((1 - mu) G + mu M)       Nesterov: one step ahead; U = A B^T if A S B^T is its SVD
+    U = orthogonal((1 - mu) G + mu M)       Nesterov: one step ahead; U = P Q^T if P S Q^T is its SVD
     W <- W - lr sqrt(max(1, n_out / n_in)) U
 
 Why: the gradient of a weight is often nearly of low rank. Adam follows its few large directions; U gives all
@@ -42,15 +42,15 @@ class Muon(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self):
         for group in self.param_groups:
             if 'parts' in group:
                 self.move(group)
-        return super().step(closure)
+        return super().step()
 
     def move(self, group):
         mu, decay = group.get('momentum', 0.95), 1 - group['lr'] * group['weight_decay']
-        alike = {}                                                   # {shape: [(direction, weight)]}
+        by_shape = {}                                                # {shape: [(what to follow, weight)]}
         for p, parts in zip(group['params'], group['parts']):
             if p.grad is None:
                 continue
@@ -59,11 +59,11 @@ class Muon(torch.optim.AdamW):
                 state['momentum'] = torch.zeros_like(p)
                 state['step'] = torch.zeros(())                      # AdamW looks for it in what it loads
             momentum = state['momentum'].lerp_(p.grad, 1 - mu)
-            for G, W in zip(p.grad.lerp(momentum, mu).chunk(parts), p.chunk(parts)):
-                alike.setdefault(W.shape, []).append((G, W))
+            for ahead, W in zip(p.grad.lerp(momentum, mu).chunk(parts), p.chunk(parts)):
+                by_shape.setdefault(W.shape, []).append((ahead, W))
             p.grad = None                                            # AdamW passes over what has no gradient
-        for (n_out, n_in), pairs in alike.items():
-            size = group['lr'] * max(1, n_out / n_in) ** 0.5
-            U = orthogonal(torch.stack([G for G, W in pairs]))
-            for u, (G, W) in zip(U, pairs):
-                W.mul_(decay).sub_(u, alpha=size)
+        for (n_out, n_in), pairs in by_shape.items():
+            rate = group['lr'] * max(1, n_out / n_in) ** 0.5
+            U = orthogonal(torch.stack([ahead for ahead, W in pairs]))
+            for u, (ahead, W) in zip(U, pairs):
+                W.mul_(decay).sub_(u, alpha=rate)
