@@ -7,7 +7,6 @@ seed = 1
 frame_skip = 4                 # a single move is 1 px: less than what a short run can learn to see
 patch = 8
 injection = 'adaln_fuse'
-skip = True
 sample_steps = 1
 p_noise = 0.9
 batch_size = 32
