@@ -64,6 +64,6 @@ class Muon(torch.optim.AdamW):
             p.grad = None                                            # AdamW passes over what has no gradient
         for (n_out, n_in), pairs in by_shape.items():
             rate = group['lr'] * max(1, n_out / n_in) ** 0.5
-            U = orthogonal(torch.stack([ahead for ahead, W in pairs]))
-            for u, (ahead, W) in zip(U, pairs):
+            U = orthogonal(torch.stack([ahead for ahead, _ in pairs]))
+            for u, (_, W) in zip(U, pairs):
                 W.mul_(decay).sub_(u, alpha=rate)
