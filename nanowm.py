@@ -514,10 +514,8 @@ class Model(nn.Module):
         last frame or later is not looked at. -> (B, T, C, H, W).
         kv: temporal keys and values of the frames before `start`, one (k, v) per temporal block, or [] when
         there are none; then returns (output, the same list for these frames) for the caller to concatenate.
-        So a sampler can keep what settled frames computed; ours does not yet. Context settles at once, at the
-        level it is shown at; a new frame only at t = 0, in the call after its last step, because that step
-        still saw it noisy. When the window slides a cache is void: each frame gets another temp_embed and
-        rotation, the first loses its action, and finished frames become context.
+        So `denoise` keeps what settled frames computed. Context settles at once, at the level it is shown at;
+        a new frame only at t = 0, in the call after its last step, because that step still saw it noisy.
         """
         B, T = x.shape[:2]
         assert start + T <= self.cfg.num_frames, \
@@ -633,35 +631,51 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def denoise(self, x, action, matrix, n_context, t_context=0, eta=0.0, generator=None,
-                newest=None, N=1):
+                newest=None, N=1, kv=()):
         """
         Walk down a scheduling matrix (rows, T - n_context). x (B, T, C, H, W): n_context frames of context at
         level t_context, then noise; action (B, >= T-1, k*A) normalised. -> x, the noise made frames.
         newest (B, 1, C, H, W): the last context frame without the noise of t_context, for cfg.skip.
         N: so many rows in turn are futures of one clip, and share the noise that eta adds.
+        kv: what `net` gives for the context alone, if that is known already.
+
+        Exact, and most of the work is spared: time is causal, so a frame depends on none after it. Frames
+        that nothing happens to yet are left out; frames that nothing happens to any more pass once, and live
+        on as their keys and values.
         """
-        assert x.shape[1] == n_context + matrix.shape[1], \
-            f'{x.shape[1]} frames, but {n_context} of context + {matrix.shape[1]} columns of the matrix'
+        if x.shape[1] != n_context + matrix.shape[1]:
+            raise ValueError(f'{x.shape[1]} frames: want {n_context} of context + one for each of '
+                             f'{matrix.shape[1]} columns')
+        x, kv, done = x.clone(), list(kv), n_context if kv else 0    # done: frames that are in kv
         newest = x[:, n_context - 1:n_context] if newest is None else newest
-        matrix = matrix.to(x.device)
-        level = torch.full((n_context,), t_context, device=x.device)
+        matrix = F.pad(matrix, (n_context, 0), value=-1)             # on the CPU: no wait for a GPU
+        # a finished frame (-1) is shown at t = 0, because training never shows a target at -1. It is not
+        # noised to t_context: that is for context, where the errors of earlier windows pile up
+        shown = torch.tensor([t_context] * n_context + [0] * (x.shape[1] - n_context))
         for now, then in zip(matrix[:-1], matrix[1:]):
-            # a finished frame (-1) is shown at t = 0, because training never shows a target at -1. It is not
-            # noised to t_context: that is for context, where the errors of earlier windows pile up
-            t = torch.cat([level, now.clamp(min=0)]).expand(x.shape[0], -1)
-            out = self.net(x, t, action)[:, n_context:].float()
-            new = x[:, n_context:]
-            alpha, sigma = self.levels(now)
+            moved = now != then                                      # waiting and finished frames stay
+            if not moved.any():
+                continue
+            first = (now >= 0).int().argmax().item()                 # all before it are finished
+            end = moved.nonzero().max().item() + 1                   # all from here on have not begun
+            t = torch.where(now < 0, shown, now)[done:end].to(x.device)
+            out, new = self.net(x[:, done:end], t.expand(len(x), -1), action[:, :end - 1], done, kv)
+            new = [(k[:, :, :first - done], v[:, :, :first - done]) for k, v in new]
+            kv = [(torch.cat([k, p], 2), torch.cat([v, q], 2)) for (k, v), (p, q) in zip(kv, new)] or new
+            out = out[:, first - done:].float()
+            done = first
             if self.cfg.skip:
                 out = out + newest
-            x0, eps = estimates(self.cfg.pred, out, new, alpha, sigma)
+            alpha, sigma = self.levels(now[done:end].to(x.device))
+            x0, eps = estimates(self.cfg.pred, out, x[:, done:end], alpha, sigma)
             z = None
             if eta:
-                z = torch.randn(len(new) // N, *new.shape[1:], generator=generator, device=x.device)
-                z = z.repeat_interleave(N, 0)
-            step = ddim_step(x0, eps, alpha, sigma, *self.levels(then), eta, z)
-            moved = (now != then)[:, None, None, None]               # waiting and finished frames stay
-            x = torch.cat([x[:, :n_context], torch.where(moved, step, new)], 1)
+                shape = len(x) // N, x.shape[1] - n_context, *x.shape[2:]     # of all: walks draw alike
+                z = torch.randn(shape, generator=generator, device=x.device)
+                z = z[:, done - n_context:end - n_context].repeat_interleave(N, 0)
+            step = ddim_step(x0, eps, alpha, sigma, *self.levels(then[done:end].to(x.device)), eta, z)
+            moved = moved[done:end].to(x.device)[:, None, None, None]
+            x[:, done:end] = torch.where(moved, step, x[:, done:end])
         return x
 
     def context_level(self, history_level=None):
@@ -670,7 +684,8 @@ class Model(nn.Module):
         return self.cfg.context_t // 2 if level < 0 else round(level * (self.cfg.timesteps - 1))
 
     @torch.no_grad()
-    def rollout(self, context, action, noise=None, history=0, stride=1, generator=None, progress=iter):
+    def rollout(self, context, action, noise=None, renoise=None, history=0, stride=1, chunk=0, generator=None,
+                progress=iter):
         """
         Imagine K frames for each of N candidate futures by a sliding window; cfg's SAMPLING keys say how.
         context: T frames given, video (B, T, H, W, C) or latent (B, T, C, H, W), with action (B, T-1, k*A)
@@ -680,7 +695,10 @@ class Model(nn.Module):
         stride: new frames per window; with 1 cfg.sampling changes nothing, because its modes differ in the
         order of the new frames of a window.
         noise (B, K, C, H, W), model units: what new frames start from, shared by the N futures, because only
-        their actions shall tell them apart. progress: wraps the range of windows, e.g. in a tqdm bar.
+        their actions shall tell them apart. renoise (B, T + K, C, H, W): what is added to a frame while it is
+        context, at levels above 0. Both are drawn if they are not given.
+        chunk: so many of the N futures at a time, because keys and values of all may not fit; 0 = all.
+        progress: wraps the range of windows, e.g. in a tqdm bar.
         """
         cfg = self.cfg
         if not 1 <= stride < cfg.num_frames:
@@ -694,6 +712,8 @@ class Model(nn.Module):
         if cfg.skip and history != cfg.n_context:
             raise ValueError(f'history = {history}: must be n_context = {cfg.n_context} with skip, as in '
                              'training')
+        if chunk < 0:
+            raise ValueError(f'chunk = {chunk}: must be at least 1, or 0 for all futures at a time')
         x = self.encode(context)                                     # (B, T, C, H, W)
         B, given, *shape = x.shape
         N, K = action.shape[1:3]
@@ -702,28 +722,52 @@ class Model(nn.Module):
                              f'the {given - 1} between them')
         draw = dict(generator=generator, device=x.device)
         noise = torch.randn(B, K, *shape, **draw) if noise is None else noise
-        renoise = torch.randn(B, given + K, *shape, **draw)     # one draw per frame, kept while it is context
-        t = self.context_level()
-
-        def spread(y):                                               # (B, ...) -> (B*N, ...)
-            return y[:, None].expand(-1, N, *y.shape[1:]).flatten(0, 1)
-        x, noise, renoise = spread(x), spread(noise), spread(renoise)
-        action = torch.cat([spread(context['action']), action.flatten(0, 1)], 1)
-        action = self.fold_action(action)                            # (B*N, given-1+K, k*A)
+        renoise = torch.randn(B, given + K, *shape, **draw) if renoise is None else renoise
+        for name, y, length in (('noise', noise, K), ('renoise', renoise, given + K)):
+            if y.shape != (B, length, *shape):
+                raise ValueError(f'{name} of shape {tuple(y.shape)}: want {(B, length, *shape)}')
+        past = context['action'][:, None].expand(-1, N, -1, -1)
+        action = self.fold_action(torch.cat([past, action], 2).flatten(0, 1)).unflatten(0, (B, N))
+        x = x[:, None].expand(B, N, *x.shape[1:])                    # (B, N, given, C, H, W)
         for done in progress(range(0, K, stride)):
             count, end = min(stride, K - done), given + done         # frames to make, frames there are
             start = max(0, end - history)
-            past = x[:, start:]
-            if t > 0:                                                # at 0 and at -1 it is shown clean
-                level = torch.full(past.shape[:2], t, device=x.device)
-                past = self.q_sample(past, level, renoise[:, start:end])
-            window = torch.cat([past, noise[:, done:done + count]], 1)
-            matrix = scheduling_matrix(cfg.sampling, count, cfg.sample_steps, cfg.timesteps)
             # the action that led to the window's first frame is left out, as in training
-            between = action[:, start:end + count - 1]
-            window = self.denoise(window, between, matrix, end - start, t, cfg.eta, generator, x[:, -1:], N)
-            x = torch.cat([x, window[:, end - start:]], 1)
-        return {cfg.input: self.decode(x[:, given:]).unflatten(0, (B, N))}
+            new = self.next_frames(x[:, :, start:], renoise[:, start:end], noise[:, done:done + count],
+                                   action[:, :, start:end + count - 1], done == 0, chunk or N, generator)
+            x = torch.cat([x, new], 2)
+        return {cfg.input: self.decode(x[:, :, given:])}
+
+    def next_frames(self, past, renoise, noise, action, shared, chunk, generator):
+        """
+        One window of N futures. past (B, N, H, C, H, W), renoise (B, H, ...) for it, noise (B, K, ...) of the
+        new frames, action (B, N, H+K-1, k*A) -> the new frames (B, N, K, ...).
+        shared: the futures still have the same past, so that passes through the network once a clip. Only
+        in the first window; and one that slid must not reuse what the one before it computed: its frames
+        have another temp_embed and rotation, the first lost its action, finished frames are now context.
+        """
+        cfg, (B, N, H), K = self.cfg, past.shape[:3], noise.shape[1]
+        t, newest = self.context_level(), past[:, :, -1:]
+
+        def spread(y, n):                                            # (B, ...) -> (B*n, ...)
+            return y[:, None].expand(B, n, *y.shape[1:]).flatten(0, 1)
+        level = torch.full((B, H), t, device=past.device)
+        if t > 0:                                                    # at 0 and at -1 it is shown clean
+            past = self.q_sample(past, level[:, None], renoise[:, None])
+        kv = self.net(past[:, 0], level, action[:, 0], kv=[])[1] if shared and N > 1 else []
+        # eta's noise is drawn from a seed, because each chunk must draw the same
+        seed = torch.randint(2**62, (), generator=generator, device=past.device).item() if cfg.eta else 0
+        matrix = scheduling_matrix(cfg.sampling, K, cfg.sample_steps, cfg.timesteps)
+        made = []
+        for n in range(0, N, chunk):
+            M = min(chunk, N - n)                                    # futures of each clip in this chunk
+            context, actions, last = (y[:, n:n + M].flatten(0, 1) for y in (past, action, newest))
+            known = [[spread(y.unflatten(0, (B, -1)), M).flatten(0, 1) for y in pair] for pair in kv]
+            window = torch.cat([context, spread(noise, M)], 1)
+            fresh = torch.Generator(past.device).manual_seed(seed)
+            window = self.denoise(window, actions, matrix, H, t, cfg.eta, fresh, last, M, known)
+            made.append(window[:, H:].unflatten(0, (B, M)))
+        return torch.cat(made, 1)
 
     # ---- for train.py ----
 

@@ -321,10 +321,11 @@ def test_clean_context():
     t = torch.full(x.shape[:2], -1)
     assert torch.equal(model.q_sample(x, t, torch.randn_like(x)), x)
     seen, net = [], model.net
-    model.net = lambda x, t, action: (seen.append((x.clone(), t.clone())), net(x, t, action))[1]
+    model.net = lambda x, t, *rest, **kw: (seen.append((x.clone(), t.clone())), net(x, t, *rest, **kw))[1]
     context = {'latent': x[:, :1], 'action': torch.zeros(len(x), 0, model.cfg.action_dim)}
     model.rollout(context, torch.zeros(len(x), 1, 1, model.cfg.action_dim))
-    assert all(torch.equal(shown[:, 0], x[:, 0]) and (t[:, 0] == -1).all() for shown, t in seen)
+    shown, t = seen[0]                                               # later calls know it by keys and values
+    assert torch.equal(shown[:, 0], x[:, 0]) and (t[:, 0] == -1).all() and t.shape[1] == 2
 
 
 @pytest.mark.parametrize('context_t, history_level', [(-1, -1.0), (0, 0.3)])
@@ -443,11 +444,11 @@ def test_sampler_recovers_a_gaussian(pred, ztsnr, eta):
                  snr_gamma=0.0)
     mean, var = 2.0, 0.25
 
-    def exact(x, t, action):
+    def exact(x, t, action, start, kv):
         alpha, sigma = model.levels(t)
         x0 = mean + alpha * var / (alpha ** 2 * var + sigma ** 2) * (x - alpha * mean)
         eps = torch.where(sigma > 1e-6, (x - alpha * x0) / sigma.clamp(min=1e-6), 0)
-        return nanowm.target_of(pred, x0, eps, alpha, sigma)
+        return nanowm.target_of(pred, x0, eps, alpha, sigma), []
     model.net = exact
     x = torch.cat([torch.zeros(4000, 1, 1, 4, 4), torch.randn(4000, 1, 1, 4, 4)], 1)
     rows = scheduling_matrix('full_sequence', 1, 200, 1000)
