@@ -3,6 +3,7 @@ How fast is a model? Every model of the contract; a table on stdout, the same as
 
     python bench/step.py --model=nanowm --preset=S --num_frames=16   an optimizer step; on a GPU compiled, too
     python bench/step.py --model=arx5_gpt --what=rollout             imagined frames a second (policies: .act)
+    python bench/step.py --model=nanowm --what=rollout               the same beside samplers without a cache
     python bench/step.py --model=arx5_gpt --what=loader              share of a step spent waiting for data
     python bench/step.py --model=arx5_gpt --what=gpu                 eager, compiled, CUDA graph; launches
 
@@ -16,6 +17,7 @@ import os
 import sys
 import tempfile
 from dataclasses import asdict, fields
+from itertools import product
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -29,6 +31,7 @@ import torch
 
 import contract
 from bench import timing
+from bench.plain import WALKS, by_hand, passes
 
 model = 'nanowm'              # a model file of the repository
 what = 'step'                 # step | rollout | loader | gpu
@@ -207,24 +210,37 @@ def rollout_rows(M, cfg, clock, modes, n):
     task = dreamer if hasattr(M.Model, 'rollout') else actor
     if not hasattr(M.Model, 'rollout') and not hasattr(M.Model, 'act'):
         sys.exit(f'{M.__name__}.Model has neither rollout nor act; there is nothing to time')
-    ways, counts = {}, {}
-    for mode in modes:
+    walks = WALKS if hasattr(M.Model, 'denoise') else ('',)
+    ways, counts, more, dreams = {}, {}, {}, {}
+    for way in product(modes, walks):
+        mode, walk = way
         if mode == 'graph':
             sys.exit('modes = graph: rollouts are timed eager or compiled')
         torch.manual_seed(seed)                          # all modes dream of the same
-        net = build(M, cfg, clock).eval()
+        net = timing.randomise(build(M, cfg, clock)).eval()
         if mode == 'compiled':
             net.net = torch.compile(net.net)             # rollout and act call it; windows grow: not static
-        ways[mode], counts[mode] = task(M, net, clock, n)
+        if walk:
+            by_hand(net, walk)
+        ways[way], counts[way] = task(M, net, clock, n)
         try:
             for _ in range(timing.WARM_UP):
-                clock.timed(ways[mode])
+                clock.timed(ways[way])
         except (AssertionError, ValueError) as error:    # e.g. more history than the model can see
             sys.exit(f'{M.__name__}: {error}')
+        if walk:
+            frames, dreams[way] = passes(net, ways[way], seed)
+            truth = dreams[modes[0], 'cached']
+            error = (dreams[way] - truth).abs().max() / max(1.0, truth.abs().max())
+            more[way] = {'walk': walk, 'frame_forwards': frames, 'differs': error.item()}
     unit = 'frames' if task is dreamer else 'answers'
-    return [{'mode': mode, 'dtype': clock.dtype, 'batch': n, unit: counts[mode], 'ms': seconds * 1e3,
-             f'{unit}_per_s': counts[mode] / seconds}
-            for mode, seconds in clock.medians(ways).items()]
+    medians = clock.medians(ways)
+    rows = [{'mode': way[0], **more.get(way, {}), 'dtype': clock.dtype, 'batch': n, unit: counts[way],
+             'ms': seconds * 1e3, f'{unit}_per_s': counts[way] / seconds} for way, seconds in medians.items()]
+    for row in rows:
+        if 'walk' in row:
+            row['ratio'] = row['ms'] / 1e3 / medians[row['mode'], 'cached']
+    return rows
 
 
 # ---- waiting for data ----

@@ -98,6 +98,7 @@ def test_every_model(name, what, tmp_path):
             unit = 'frames' if hasattr(contract.load(name).Model, 'rollout') else 'answers'
             assert row[unit] == (4 * 3 if unit == 'frames' else 4)
             assert row[f'{unit}_per_s'] == pytest.approx(row[unit] / (row['ms'] / 1e3))
+            assert row.get('ratio', 1) == pytest.approx(row['ms'] / rows[0]['ms'])
         if what == 'loader':
             assert 0 < row['waited_ms'] < row['ms']
             assert row['waited'] == pytest.approx(row['waited_ms'] / row['ms'])
@@ -153,6 +154,20 @@ def test_every_key_is_commented(name):
     assert len(keys) > 8
     for line in keys:
         assert re.search(r'  # \S', line), line
+
+
+def test_walks_of_a_sampler(tmp_path):
+    """The demo's dream three ways: the same to rounding, from fewer and fewer passes; see bench/plain.py."""
+    script('bench/step.py', '--model=nanowm', '--what=rollout', *QUICK, '--candidates=3',
+           '--rollout_context=2',
+           '--rollout_stride=1', '--rollout_history=1', '--sample_steps=4', '--batch=2',
+           f'--out={tmp_path}/x.json')
+    rows = {row['walk']: row for row in json.loads((tmp_path / 'x.json').read_text())['rows']}
+    # 3 windows of 6 futures: one frame of context, shared in the first window, and one that takes 4 steps
+    assert rows['cached']['frame_forwards'] == 2 + 6 * 4 + 2 * 6 * (1 + 4)
+    assert rows['plain']['frame_forwards'] == 3 * 6 * 4 * 2
+    assert rows['original']['frame_forwards'] == 3 * 6 * 4 * 3
+    assert rows['cached']['differs'] == 0 and 0 < max(row['differs'] for row in rows.values()) < 1e-4
 
 
 # ---- the pieces ----

@@ -142,3 +142,89 @@ def test_refusals(wrong, words):
     asked = dict(cost=world.cost, horizon=3, low=[-1, -1], high=[1, 1]) | wrong
     with pytest.raises(AssertionError, match=words):
         cem.plan(world.rollout, world.context, **asked)
+
+
+def test_proposals_and_kept_elites_are_tried():
+    """Proposals in the first round, the cheapest of a round in the next, cut to the bounds like all."""
+    world = Linear()
+    proposals = torch.full((2, 2, 3, 2), 0.5)
+    proposals[:, 1] = 9.0
+    cem.plan(world.rollout, world.context, world.cost, 3, [-4, -4], [4, 4], n_samples=20, n_iters=3,
+             n_elites=5, n_keep=2, proposals=proposals, generator=seeded())
+    first, *later = world.asked
+    assert torch.equal(first[:, 1:3], proposals.clamp(max=4)) and (first[:, 3:] != first[:, 1:2]).any()
+    for before, price, action in zip(world.asked, world.paid, later):
+        for b in range(2):
+            assert torch.equal(action[b, 1:3], before[b, price[b].argsort()[:2]])
+
+
+def test_a_good_proposal_is_not_lost():
+    """Too few futures to find the optimum from the middle: with it among the proposals they end near it."""
+    ends = {}
+    for known in (False, True):
+        world = Linear()
+        best = world.optimum()[:, None]
+        found = cem.plan(world.rollout, world.context, world.cost, 3, [-4, -4], [4, 4], n_samples=12,
+                         n_iters=6, n_elites=3, n_keep=1, proposals=best if known else None,
+                         generator=seeded())
+        ends[known] = (found - best[:, 0]).abs().max()
+    assert ends[True] < 0.2 and ends[False] > 0.5
+
+
+class Choices:
+    """Four moves, each a step on a plane; cost: the distance to a goal at the end."""
+    moves = torch.tensor([[0, 1], [1, 0], [0, -1], [-1, 0.5]])
+
+    def __init__(self, goals):
+        self.goal, self.context = torch.tensor(goals), {'state': torch.zeros(len(goals), 1, 2)}
+        self.asked, self.paid = [], []
+
+    def rollout(self, context, action):
+        self.asked.append(action)
+        return {'state': (action @ self.moves).cumsum(2)}
+
+    def cost(self, future):
+        self.paid.append((future['state'][:, :, -1] - self.goal[:, None]).norm(dim=-1))
+        return self.paid[-1]
+
+    def find(self, **keys):
+        return cem.choose(self.rollout, self.context, self.cost, 5, 4, generator=seeded(), **keys)
+
+
+def test_choices_reach_what_can_be_reached():
+    """Of the 1024 futures of five moves the cheapest, for three goals at once."""
+    world = Choices([[2.0, 3.0], [-2.0, -1.0], [0.2, 0.1]])
+    found = world.find(n_samples=150, n_iters=6)
+    assert found.shape == (3, 5, 4) and ((found == 0) | (found == 1)).all() and (found.sum(-1) == 1).all()
+    every = torch.cartesian_prod(*5 * [torch.arange(4)])
+    all_ends = world.moves[every].sum(1)                     # (1024, 2)
+    least = (all_ends - world.goal[:, None]).norm(dim=-1).amin(1)
+    reached = (found @ world.moves).sum(1)
+    assert torch.allclose((reached - world.goal).norm(dim=-1), least, atol=1e-5)
+
+
+def test_choices_by_their_frequency():
+    """The cheapest is tried again, so no round gets worse; smoothing keeps possible what no elite chose."""
+    world = Choices([[2.0, 3.0], [-2.0, -1.0]])
+    world.find(n_samples=40, n_iters=6, n_elites=8, smoothing=0.0)
+    prices = torch.stack([p.amin(1) for p in world.paid])
+    assert (prices[1:] <= prices[:-1]).all() and (prices[-1] < prices[0]).any()
+    for b in range(2):
+        elites = world.asked[0][b, world.paid[0][b].argsort(stable=True)[:8]]
+        never = elites.sum(0) == 0                           # (5, 4)
+        assert never.any() and not world.asked[1][b].sum(0)[never].any()
+    world = Choices([[2.0, 3.0]])
+    world.find(n_samples=400, n_iters=2, n_elites=8, smoothing=0.5)
+    assert world.asked[1][0].sum(0).min() > 20               # a share of 1/8 of 400, or more
+
+
+@pytest.mark.parametrize('wrong, words', [
+    (dict(n_keep=3, n_elites=2), 'n_keep = 3: must lie in 0..n_elites = 2'),
+    (dict(n_keep=-1), 'n_keep = -1: must lie in 0..n_elites = 16'),
+    (dict(proposals=torch.zeros(2, 128, 3, 2)), '128 proposals: want fewer than n_samples = 128')])
+def test_more_refusals(wrong, words):
+    world = Linear()
+    with pytest.raises(AssertionError, match=words):
+        cem.plan(world.rollout, world.context, world.cost, 3, [-1, -1], [1, 1], **wrong)
+    with pytest.raises(AssertionError, match='ways = 1: with fewer than 2 there is nothing to choose'):
+        cem.choose(world.rollout, world.context, world.cost, 3, 1)

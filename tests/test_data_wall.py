@@ -10,13 +10,14 @@ from conftest import script
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data.wall import prepare as wall
+from data.wall import env as wall
+from data.wall import prepare
 
 FRAMES = 50
 
 
 @pytest.fixture(scope='module')
-def episodes(): return [wall.episode(i, seed=0, frames=FRAMES) for i in range(30)]
+def episodes(): return [prepare.episode(i, seed=0, frames=FRAMES) for i in range(30)]
 
 
 def inside(p, slack=0.0):
