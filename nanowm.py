@@ -33,7 +33,7 @@ import torch.nn.functional as F
 
 from muon import Muon
 
-EVAL = ('video',)   # protocols that understand this model
+EVAL = ('video', 'plan')            # protocols that understand this model
 PAD = False         # training windows never leave the episode
 SAMPLING = ('history_level', 'sampling', 'sample_steps', 'eta')     # only rollout reads them
 BIAS = 4.0          # look_at_neighbours: large against what a patch contributes to its q and k, about 1

@@ -8,12 +8,15 @@ it can be reached.
     simulator       the same planner with the simulator in the model's place: no model error left
     other suffixes  plans that need no planner, the task's `rivals`, such as `hold`: the last command stays
 
+Goals of a model that sees pictures are pictures: protocols/goals.py. Below, goals are states.
+
 What a command is, what it costs and when a goal is reached are the world's own business: Task in
 data/<name>/env.py. All goals are planned at once: members x n_clips x n_samples windows in memory.
 """
+import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,33 +24,53 @@ from tqdm import tqdm
 
 import cem
 from data.loader import Store, simulator
-from protocols import common
+from protocols import common, goals
 
 HINT = 'horizon'
 
 
+OWN = {'n_clips': 16, 'horizon': 50, 'n_samples': 128, 'n_iters': 12}     # where the keys say 0
+
+
 @dataclass
 class Keys:
-    n_clips: int = 16             # goals: fixed windows of the val split, drawn by seed
-    horizon: int = 50             # frames from start to goal
-    knots: int = 2                # commands that are planned; the task fills the frames in between
-    n_samples: int = 128          # futures per round
-    n_iters: int = 12             # rounds
+    n_clips: int = 0              # goals, drawn by seed; 0 = 16 states or 50 pictures
+    horizon: int = 0              # frames from start to goal; 0 = 50, or 5 of a model that sees pictures
+    knots: int = 2                # states: commands that are planned; the task fills the frames in between
+    n_samples: int = 0            # futures per round; 0 = 128, or 64 for pictures
+    n_iters: int = 0              # rounds; 0 = 12, or 6 for pictures
     n_elites: int = 0             # futures that the next round is drawn around; 0 = a tenth of n_samples
     seed: int = 42                # of goals and futures
+    # of pictures alone
+    family: str = ''              # which goals, by the world's own names; '' = its first
+    frame: str = 'last'           # which imagined frame shall look like the goal: last | cheapest
+    n_keep: int = 0               # elites that take part in the next round, too
+    n_proposals: int = 0          # recorded plans among the futures of the first round
+    chunk: int = 0                # futures of a goal that are imagined at a time; 0 = all
 
 
 def windows(cfg, keys, M):
     """From the first frame of the context to the goal; refuses keys that make no sense."""
-    common.at_least('plan', keys, n_clips=1, horizon=1, knots=1, n_samples=2, n_iters=1, n_elites=0, seed=0)
-    if not 2 <= elites(keys) <= keys.n_samples:
-        sys.exit(f'plan protocol: n_elites = {keys.n_elites}: must lie in 2..n_samples = {keys.n_samples}')
+    common.at_least('plan', keys, n_clips=0, horizon=0, knots=1, n_samples=0, n_iters=0, n_elites=0, seed=0,
+                    n_keep=0, n_proposals=0, chunk=0)
+    keys = filled(keys, M)
+    for key, low, high in (('n_samples', 2, math.inf), ('n_elites', 2, keys.n_samples),
+                           ('n_keep', 0, keys.n_elites), ('n_proposals', 0, keys.n_samples - 1)):
+        if not low <= getattr(keys, key) <= high:
+            sys.exit(f'plan protocol: {key} = {getattr(keys, key)}: must lie in {low}..{high}')
+    if keys.frame not in ('last', 'cheapest'):
+        sys.exit(f'plan protocol: frame = {keys.frame!r}: choose one of last, cheapest')
+    if M.EVAL[0] == 'video':
+        return goals.windows(cfg, keys, M)
     n_context = context_frames(cfg, M)
     return {'state': range(n_context + keys.horizon), 'action': range(n_context + keys.horizon - 1)}
 
 
-def elites(keys):
-    return keys.n_elites or max(2, keys.n_samples // 10)
+def filled(keys, M):
+    """The keys, with a number of ours in place of each 0."""
+    own = goals.OWN if M.EVAL[0] == 'video' else OWN
+    keys = replace(keys, **{key: value for key, value in own.items() if getattr(keys, key) == 0})
+    return replace(keys, n_elites=keys.n_elites or max(2, keys.n_samples // 10))
 
 
 def context_frames(cfg, M):
@@ -59,7 +82,10 @@ def context_frames(cfg, M):
 def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     """Every rank does all the work: the goals are few and are planned together."""
     M = common.file_of(model)
-    store = Store(folder, 'val', windows(model.cfg, keys, M), hint=HINT)
+    span, keys = windows(model.cfg, keys, M), filled(keys, M)
+    if M.EVAL[0] == 'video':
+        return goals.evaluate(model, folder, keys, rank, quiet)
+    store = Store(folder, 'val', span, hint=HINT)
     common.fits(model.cfg, store)
     world_file = simulator(store.meta)
     if not hasattr(world_file, 'Task'):
@@ -83,7 +109,7 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
         result[f'success{who}'] = np.mean(task.success(error))
         result[f'error{who}'] = np.mean(error)
     return common.plain(result | dict(n_clips=len(ids), horizon=keys.horizon, knots=keys.knots,
-                                      n_samples=keys.n_samples, n_iters=keys.n_iters, n_elites=elites(keys),
+                                      n_samples=keys.n_samples, n_iters=keys.n_iters, n_elites=keys.n_elites,
                                       seed=keys.seed))
 
 
@@ -94,10 +120,12 @@ def search(imagined, task, start, keys):
     def rollout(context, knots):
         return imagined.rollout(context, task.commands(knots))
     return cem.plan(rollout, start, task.cost, keys.knots, task.low, task.high, n_samples=keys.n_samples,
-                    n_iters=keys.n_iters, n_elites=elites(keys), init=task.init, generator=generator)
+                    n_iters=keys.n_iters, n_elites=keys.n_elites, init=task.init, generator=generator)
 
 
 def show(result):
+    if 'family' in result:
+        return goals.show(result)
     print(f'goals {result["horizon"]} frames away: share reached, mean distance at the end', file=sys.stderr)
     for key in result:
         if key.startswith('success'):

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import script
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -142,3 +143,48 @@ def test_command(tmp_path, episodes):
                                '--frames=50')
     val = np.load(tmp_path / 'w' / 'val' / 'video.npy')
     assert np.array_equal(val, np.concatenate([episodes[8]['video'], episodes[9]['video']]))
+
+
+# ---- the world as an environment, and as a simulator ----
+
+def test_many_moves_are_each_move_alone():
+    """clip of 3000 moves at once is clip of each, to the bit."""
+    rng = np.random.default_rng(0)
+    p = np.stack([wall.place(rng) for _ in range(3000)])
+    q = p + rng.normal(0, 8, p.shape)
+    ends, hits = wall.clip(p, q)
+    each = [wall.clip(a, b) for a, b in zip(p, q)]
+    assert np.array_equal(ends, [end for end, _ in each]) and np.array_equal(hits, [hit for _, hit in each])
+    assert 500 < hits.sum() < 2500
+
+
+def test_env_replays_the_data(episodes):
+    """From a recorded state the recorded actions lead through the recorded states and pictures."""
+    env = wall.make_env()
+    e = episodes[3]
+    obs, _ = env.reset(options={'state': e['state'][0]})
+    for t in range(FRAMES - 1):
+        assert np.allclose(obs['state'], e['state'][t], atol=1e-4)
+        assert np.abs(obs['video'].astype(int) - e['video'][t]).max() <= 1           # the state was rounded
+        assert env.observation_space.contains(obs)
+        obs, reward, over, cut, _ = env.step(e['action'][t])
+        assert (reward, over, cut) == (0, False, False)
+    assert np.array_equal(env.render(), obs['video'])
+    same = [wall.make_env().reset(seed=5)[0]['state'] for _ in range(2)]
+    assert np.array_equal(*same) and not np.array_equal(same[0], wall.make_env().reset(seed=6)[0]['state'])
+
+
+@pytest.mark.parametrize('skip', (1, 4))
+def test_simulator_replays_the_data(episodes, skip):
+    """Two clips, two futures: as recorded, and standing still; `skip` moves between frames."""
+    first = np.stack([e['state'][:2] for e in episodes[:2]])
+    K = 8
+    action = np.stack([e['action'][1:1 + K * skip].reshape(K, 2 * skip) for e in episodes[:2]])
+    both = torch.from_numpy(np.stack([action, 0 * action], 1))
+    made = wall.Simulator().rollout({'state': torch.from_numpy(first)}, both)
+    for b, e in enumerate(episodes[:2]):
+        there = slice(1 + skip, 2 + K * skip, skip)
+        assert np.allclose(made['state'][b, 0], e['state'][there], atol=1e-4)
+        assert np.abs(made['video'][b, 0].numpy() - e['video'][there]).max() <= 1
+        assert np.allclose(made['state'][b, 1], e['state'][1], atol=1e-5)
+    assert made['video'].shape == (2, 2, K, 32, 32, 3) and made['video'].dtype == torch.float32

@@ -20,6 +20,7 @@ TOP, BOTTOM = 9 - 4 * SCALE, 9 + 4 * SCALE              # the door, 8 high; off 
 STD = 1.7                                               # px, of the dot
 STEP = 2 * SCALE                                        # px per unit of action
 LONGEST = 1.8                                           # units: no move of the data is longer
+REACHED, FAR = 4.5 * SCALE, 19 * SCALE                  # px: near enough to a goal; far from it
 GREY = 110                                              # of the walls; the floor is 0, the dot 255
 INF = float('inf')
 SOLID = np.array([                                      # ((x0, x1), (y0, y1)), without their faces
@@ -91,6 +92,93 @@ class Simulator:
         video = picture(state.reshape(-1, 2)).reshape(B, N, K, SIZE, SIZE, 3)
         made = {'state': torch.from_numpy(state).view(B, N, K, 2), 'video': torch.from_numpy(video)}
         return {key: value.float().to(action.device) for key, value in made.items()}
+
+
+class Tasks:
+    """
+    Bring the dot to where a picture shows it: what protocols/goals.py wants of a world. B tasks, a plan of K
+    commands (B, N, K, A); a command is held for `skip` moves, one frame of the model.
+
+        Tasks(store, family, n, horizon, skip, seed, device)      store: windows of val, one plan long
+        .family        near: from the start of a window to its end, unless that is where it starts
+                       far: two places of one room, at least FAR apart; door: one place in each room
+        .start         context of a rollout: video (B, 1, H, W, C), state (B, 1, S), action (B, 0, skip A)
+        .goal          (B, H, W, C) picture
+        .low, .high (A,), .commands(plan)      what a search may propose -> actions (B, N, K, skip A)
+        .proposals(P)  (B, P, K, A) plans out of recorded windows, the same for all tasks
+        .carry_out(plan (B, K, A))             -> the true future, state (B, 1, K, S)
+        .distance(state) (B, ...)              to the goal, px; .error(future) (B,) at the end, in numpy
+        .success(error) (B,), .away (B,)       near enough? how far is the goal at the start, px
+        .rivals        {name: plan}, plans that need no planning
+        .simulator     the truth, with .rollout(start, actions)
+    """
+    FAMILIES = 'near', 'far', 'door'
+
+    def __init__(self, store, family, n, horizon, skip, seed, device):
+        import torch
+        self.family, self.skip, rng = family or self.FAMILIES[0], skip, np.random.default_rng(seed)
+        if self.family not in self.FAMILIES:
+            raise ValueError(f'family = {family!r}: Wall has {", ".join(self.FAMILIES)}')
+        windows = store.windows_at(rng.permutation(len(store))[:4 * n + 64])
+        action = windows['action'].numpy()                                           # (M, K skip, 2)
+        # a recorded plan: the mean of the moves of each frame
+        self.recorded = action.reshape(len(action), horizon, skip, 2).mean(2).astype(np.float32)
+        starts, goals = windows['state'][:, 0].numpy(), windows['state'][:, -1].numpy()
+        if self.family != 'near':
+            starts, goals = pairs(self.family, len(starts), rng)
+        apart = np.hypot(*(goals - starts).T)
+        kept = np.flatnonzero(apart > REACHED)[:n]
+        if len(kept) < 2:
+            raise ValueError(f'{len(kept)} tasks in {store.folder}: want 2 or more; make more episodes')
+        starts, goals, self.away = (x[kept].astype(np.float64) for x in (starts, goals, apart))
+
+        def there(x):
+            return torch.as_tensor(x, dtype=torch.float32, device=device)
+        B = len(starts)
+        self.start = {'video': there(picture(starts))[:, None], 'state': there(starts)[:, None],
+                      'action': there(np.zeros((B, 0, 2 * skip)))}
+        self.goal, self.where = there(picture(goals)), there(goals)
+        self.high = there([LONGEST, LONGEST])
+        self.low = -self.high
+        self.simulator = Simulator()
+        self.rivals = {'no_move': there(np.zeros((B, horizon, 2))),
+                       'recorded': there(self.recorded[np.roll(kept, 1)])}           # another task's
+
+    def proposals(self, P):
+        if P > len(self.recorded):
+            raise ValueError(f'n_proposals = {P}: there are {len(self.recorded)} recorded windows')
+        plans = self.where.new_tensor(self.recorded[-P:])            # of no task here, if there are enough
+        return plans.expand(len(self.where), *plans.shape)
+
+    def commands(self, plan):
+        """A command that is longer than any move of the data is cut: in a box of two numbers corners are."""
+        length = plan.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        return (plan * (LONGEST / length).clamp(max=1)).repeat(*[1] * (plan.dim() - 1), self.skip)
+
+    def carry_out(self, plan):
+        return self.simulator.rollout(self.start, self.commands(plan)[:, None])
+
+    def distance(self, state):
+        goal = self.where.view(len(self.where), *[1] * (state.dim() - 2), 2)
+        return (state - goal).norm(dim=-1)
+
+    def error(self, future):
+        return self.distance(future['state'])[:, 0, -1].cpu().numpy()
+
+    def success(self, error):
+        return error < REACHED
+
+
+def pairs(family, n, rng):
+    """Starts and goals (n, 2): in one room and far apart, or in one room each."""
+    starts, goals = [], []
+    while len(starts) < n:
+        a, b = place(rng), place(rng)
+        same = (a[0] > 15.5) == (b[0] > 15.5)
+        if same and np.hypot(*(a - b)) >= FAR if family == 'far' else not same:
+            starts.append(a)
+            goals.append(b)
+    return np.array(starts), np.array(goals)
 
 
 def make_env():
