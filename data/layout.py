@@ -199,6 +199,11 @@ def check_info(info, A, S):
              f'action_arrows = {arrows!r}: want [right, down] for each of {A} actions')
     if groups is not None:
         check_groups(groups, S)
+    kind, keys = info.get('action_kind'), info.get('play_keys', {})
+    want(kind in (None, 'box', 'onehot'), f'action_kind = {kind!r}: want box or onehot')
+    pressed = isinstance(keys, dict) and all(len(key) == 1 and key.isalpha() for key in keys)
+    want(pressed and all(isinstance(x, list) and len(x) == A and all(map(finite, x)) for x in keys.values()),
+         f'play_keys = {keys!r}: want {{a letter: {A} numbers of an action}}')
     if info.get('tiles') is not None:
         check_tiles(info['tiles'])
 

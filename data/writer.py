@@ -17,6 +17,9 @@ From "one episode as a function of its number" to a data folder; every prepare.p
         groups              robots: {name: {dims, unit, rate_of}}: entries of the state that share a unit, for
                             errors are reported per group; rate_of names the group whose rate of change it is
         env, contact        'data.<name>.env', the simulator that made the data; whether its contacts were on
+        level               NetHack: which level, for whoever plays it again
+        action_kind         'box' or 'onehot', for planners
+        play_keys           {letter: action}, for play.py
         tiles               {px, names, agent, pixels} of what the picture is made of, for the scores of tiles
         facts               {name: value} for fields of that name in a model's Config; sizes, fps and q_index
                             are among them by themselves

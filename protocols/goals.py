@@ -58,7 +58,8 @@ def evaluate(model, folder, keys, rank=0, quiet=True):
     for name, who, cost in tqdm(todo, desc='plan', disable=quiet or rank > 0 or None, leave=False):
         began = time.time()
         wanted = tasks.goal.roll(1, 0) if name == 'other' else tasks.goal
-        plans[name] = search(imagined[who], tasks, price(cost, keys.frame, cfg.input, tasks, wanted), keys)
+        asked = price(cost, keys.frame, cfg.input, tasks.start, wanted, tasks.distance)
+        plans[name] = search(imagined[who], tasks, asked, keys)
         seconds[name] = (time.time() - began) / len(wanted)
     result = {}
     for name, plan in plans.items():
@@ -81,18 +82,36 @@ def search(rollout, tasks, cost, keys):
                     proposals=tasks.proposals(keys.n_proposals) if keys.n_proposals else None)
 
 
-def price(cost, frame, key, tasks, goal):
+@torch.no_grad()
+def moves_to(model, meta, start, goal, seed):
+    """For play.py: actions (lists of A numbers) whose dream ends like the goal (1, H, W, C), or passes it."""
+    k, onehot = model.cfg.frame_skip, meta['action_kind'] == 'onehot'
+    cost = price('scales', 'cheapest' if onehot else 'last', 'video', start, goal)
+    draw = torch.Generator(goal.device).manual_seed(seed)
+
+    def rollout(context, action):
+        noise = torch.Generator(goal.device).manual_seed(seed)
+        return model.rollout(context, action.repeat(1, 1, 1, k), generator=noise)
+    if onehot:
+        plan = cem.choose(rollout, start, cost, 6, model.cfg.action_dim, n_samples=64, generator=draw)
+    else:
+        far = np.abs(list(meta['play_keys'].values())).max(0)
+        plan = cem.plan(rollout, start, cost, OWN['horizon'], -far, far, n_samples=64, generator=draw)
+    return plan[0].tolist()
+
+
+def price(cost, frame, key, start, goal, distance=None):
     """
     -> cost(future) (B, N) of futures (B, N, K, ...): how much their last frame, or the frame of the path that
-    does so most, looks like the goal (B, H, W, C).
+    does so most, looks like the goal (B, H, W, C). start: the context of the futures.
     pixel       mean squared error. Beyond the width of a dot it is flat: two dots apart are two dots apart
     scales      the same of blurred pictures, divided by that of the start, summed over BLURS
     distance    the world's own, of its true state: for a simulator
     """
     def near(future):
         if cost == 'distance':
-            return tasks.distance(future['state'])                   # (B, N, K)
-        frames, first = future[key], tasks.start[key][:, 0]
+            return distance(future['state'])                         # (B, N, K)
+        frames, first = future[key], start[key][:, -1].float()
         total = 0
         for sigma in BLURS if cost == 'scales' else BLURS[:1]:
             apart = error(blur(frames, sigma), blur(goal, sigma)[:, None, None])

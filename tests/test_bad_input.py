@@ -377,8 +377,9 @@ def test_what_dynamics_is_given(row, whole):
 
 @rows(
     *[(flag, [f'--{flag}'], flag.replace('=', ' = ')) for flag in (
-        'horizon=0', 'knots=0', 'n_samples=1', 'n_iters=-1', 'n_iters=0', 'n_elites=1', 'n_elites=-1',
-        'n_clips=0', 'seed=-1')],
+        'horizon=-1', 'knots=0', 'n_samples=1', 'n_iters=-1', 'n_elites=1', 'n_elites=-1', 'n_clips=-1',
+        'seed=-1', 'n_keep=13', 'n_proposals=128', 'chunk=-1')],
+    ('a frame', ['--frame=best'], "frame = 'best': choose one of last, cheapest"),
     ('more elites than samples', ['--n_samples=4', '--n_elites=5'], 'n_elites = 5'))
 def test_what_plan_is_given(row, whole):
     flags, words = row

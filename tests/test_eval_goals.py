@@ -132,7 +132,7 @@ def test_costs_by_hand(folder):
 
     def cost(name, frame='last', upto=4):
         cut = {key: value[:, :, :upto] for key, value in future.items()}
-        return goals.price(name, frame, 'video', tasks, tasks.goal)(cut)[:, 0]
+        return goals.price(name, frame, 'video', tasks.start, tasks.goal, tasks.distance)(cut)[:, 0]
     assert torch.allclose(cost('scales', upto=1), torch.full((12,), 4.0), atol=1e-3)
     assert cost('scales', upto=3).max() < 1e-2 and cost('pixel', upto=3).max() < 1
     assert torch.equal(cost('scales', 'cheapest'), cost('scales', upto=3))

@@ -182,12 +182,34 @@ def episode(i, seed, path, moves, shadows, diagonal):
     return {'video': np.stack(video), 'action': onehot}
 
 
-def about(shadows, water, diagonal):
+class Live:
+    """The game itself for play.py: .reset(seed) and .step(one-hot move) -> (H, W, 3) uint8, the picture."""
+
+    def __init__(self, name, water, shadows):
+        self.fixed = watch(level_file(name, water), shadows)
+
+    def reset(self, seed):
+        rng = np.random.default_rng(seed)
+        self.fixed.start(int(rng.integers(2**31)))
+        last = None
+        for _ in range(12):              # away from the staircase, which nobody sees
+            last = int(wander(self.fixed.glyphs(), self.fixed.player(), last, 4, rng))
+            self.fixed.env.step(last)
+        return self.fixed.frame()
+
+    def step(self, action):
+        self.fixed.env.step(int(np.argmax(action)))
+        return self.fixed.frame()
+
+
+def about(level, shadows, water, diagonal):
     """What meta.json says of such pictures; `tiles` is for the scores of protocols/video.py."""
     shown = [g for g in NAMES if (g != WATER or water) and (g != DARK or shadows)]
     ways = 8 if diagonal else 4
     units = {'video': f'0-255; {TILE} px per tile, the whole room', 'action': 'one-hot compass move'}
     return {'units': units,
             'action_names': list(ACTIONS[:ways]), 'action_arrows': [[dx, dy] for dy, dx in DELTAS[:ways]],
+            'env': 'data.minihack.env', 'level': level, 'action_kind': 'onehot',
+            'play_keys': {key: np.eye(ways)[i].tolist() for i, key in enumerate('kljhunby'[:ways])},
             'tiles': {'px': TILE, 'names': [NAMES[g] for g in shown], 'agent': 'player',
                       'pixels': [tiles()[g].tolist() for g in shown]}}

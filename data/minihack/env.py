@@ -64,6 +64,12 @@ def make_env(name, **keys):
     return Level(name, **keys)
 
 
+def live(meta):
+    """What play.py walks in, of data whose meta.json names a level: see boulders.Live."""
+    from data.minihack.boulders import Live  # here, because it imports this file
+    return Live(**meta['level'])
+
+
 def options(cfg, shaped=False):
     """How levels behave for a planner of this Config. bfs5 needs its twelfth action to be a key."""
     alias = cfg.alias_actions or cfg.oracle == 'bfs5'

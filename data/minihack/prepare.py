@@ -148,7 +148,8 @@ def make_whole(args):
     path = boulders.level_file(args.level, args.water)
     source = f'{Path(path).name}, played in NetHack by {Path(__file__).name}'
     water = args.water or args.level != 'boulders'       # because a level of one's own may hold some
-    about = boulders.about(args.shadows, water, args.diagonal)
+    level = {'name': args.level, 'water': args.water, 'shadows': args.shadows}
+    about = boulders.about(level, args.shadows, water, args.diagonal)
     info = {'source': source, 'revision': revision(), 'fps': 6, **about}
     played = partial(boulders.episode, seed=args.seed, path=path, moves=args.moves, shadows=args.shadows,
                      diagonal=args.diagonal)

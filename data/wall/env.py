@@ -6,6 +6,7 @@ Wall: a dot in two rooms with one door between them, after the smallest world of
     clip(p, q)         the physics, any number of moves at once
     picture(state)     what it looks like
     make_env()         one dot as a gymnasium.Env; Simulator: many, with the interface of a world model
+    Tasks              goals given as a picture, for protocols/goals.py
 
 DINO-WM's square is 65 px wide and ours 32, so every length is theirs times 32 / 65; only the dot keeps its
 std of 1.7 px, or one could hardly see it. x is right, y is down, pixel i covers [i - 0.5, i + 0.5].
@@ -179,6 +180,16 @@ def pairs(family, n, rng):
             starts.append(a)
             goals.append(b)
     return np.array(starts), np.array(goals)
+
+
+def live(meta):
+    """What play.py walks in: .reset(seed) and .step(action) -> (H, W, C) uint8, the picture."""
+    env = make_env()
+
+    class Live:
+        def reset(self, seed): return env.reset(seed=seed)[0]['video']
+        def step(self, action): return env.step(action)[0]['video']
+    return Live()
 
 
 def make_env():

@@ -52,7 +52,7 @@ def main():
     info = {'source': source, 'revision': '1', 'fps': 10, 'units': units,
             'action_names': ['right', 'down'], 'action_arrows': [[1, 0], [0, 1]],
             'env': 'data.wall.env', 'action_kind': 'box',
-            'keys': {'h': [-1, 0], 'j': [0, 1], 'k': [0, -1], 'l': [1, 0]}}
+            'play_keys': {'h': [-1, 0], 'j': [0, 1], 'k': [0, -1], 'l': [1, 0]}}
     play = partial(episode, seed=args.seed, frames=args.frames)
     write(args.out, play, args.episodes, info=info, **common(args, __file__))
 

@@ -1,0 +1,212 @@
+"""
+play.py: the same dream as one rollout, in a pseudo-terminal and without one; a terminal that is given back.
+"""
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, one_line, script
+
+import checkpoint
+from data.loader import read_meta
+from draw import terminal
+from play import Game, noise_of, world_of
+
+LEAVES = '\x1b[?1049l'
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """-> folder with data/wall_pixels of six episodes and out/, a net after one step."""
+    folder = tmp_path_factory.mktemp('play')
+    script('data/wall/prepare.py', f'--out={folder}/data/wall_pixels', '--limit=6', '--val=0.34',
+           '--workers=1')
+    script('train.py', 'config/wall_cpu.py', f'--data_dir={folder}/data', f'--out_dir={folder}/out',
+           '--max_steps=1', '--hidden=16', '--heads=2', '--depth=2', '--batch_size=2', '--val_batches=1')
+    return folder
+
+
+@pytest.fixture
+def game(run):
+    model, _ = checkpoint.load(f'{run}/out')
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(0.05 * torch.randn_like(p))
+    meta = read_meta(f'{run}/data/wall_pixels')
+    return Game(model, meta, *world_of(meta, f'{run}/data/wall_pixels', model, 3), 3)
+
+
+def test_twenty_moves_are_one_rollout(game):
+    """To 1e-5 of the range per frame, before rounding; and the truth is that of the world."""
+    moves = 'llkkjjhhllkjhlkjhlkj'
+    first = torch.as_tensor(game.true).float()[None, None]
+    for key in moves: assert game.press(key)
+    cfg, keys = game.model.cfg, game.meta['play_keys']
+    action = torch.tensor([[[keys[key] * cfg.frame_skip for key in moves]]], dtype=torch.float32)
+    noise = torch.stack([noise_of(cfg, 3, i) for i in range(21)])
+    whole = game.model.rollout({'video': first, 'action': torch.zeros(1, 0, 8)}, action, noise[None, 1:, 0],
+                               noise[None, :, 1])['video'][0, 0]
+    assert (whole - game.model.decode(game.x[1:])).abs().max() <= 1e-5 * 255
+    assert (whole[0] - whole[-1]).abs().max() > 1
+    assert len(game.film) == 21 and game.film[0].shape == (32, 32 + 4 + 32, 3)
+    assert np.array_equal(game.film[-1][:, :32], game.true)
+
+
+def test_looking_steps_and_a_new_start(game):
+    game.press('l')
+    assert len(game.x) == 2 and not np.array_equal(game.dream().round(), game.true)
+    game.press(' ')
+    assert np.array_equal(game.dream().round(), game.true) and len(game.actions) == 0
+    assert '0 moves since the last look, 78.1 dB' in game.status(0)          # an error of 1e-3 is the floor
+    steps = game.model.cfg.sample_steps
+    game.press('+')
+    assert game.model.cfg.sample_steps == steps + 1
+    for _ in range(4): game.press('-')
+    assert game.model.cfg.sample_steps == 1
+    before = game.true
+    game.press('r')
+    assert not np.array_equal(game.true, before) and game.seed == 4
+    assert not game.press('q')
+
+
+def test_planning_walks_to_the_goal(game):
+    """With the world in the model's place, p comes back to where g was pressed."""
+    from data.wall.env import Simulator
+    game.press('p')
+    assert 'no goal yet' in game.status(0)
+    game.press('g')
+    goal = game.true
+
+    def place(picture):                                      # the dot: the brightest pixels' centre
+        y, x = np.nonzero(picture[..., 0] > 200)
+        return np.array([x.mean(), y.mean()])
+    for key in 'kkk': game.press(key)
+    far = np.hypot(*(place(game.true) - place(goal)))
+    truth = Simulator()
+
+    def rollout(context, action, **kw):
+        state = torch.as_tensor(place(context['video'][0, -1].numpy()))[None, None].float()
+        return {'video': truth.rollout({'state': state}, action)['video']}
+    game.model.rollout, shown = rollout, []
+    game.show = lambda: shown.append(1)
+    game.press('p')
+    near = np.hypot(*(place(game.true) - place(goal)))
+    assert far > 3 and near < 2 and len(shown) == 5
+
+
+def test_half_blocks_hold_the_picture():
+    """Decoded again, colours and all, odd height included; a colour is said once while it lasts."""
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    picture[:, 3] = picture[:, 2]
+    text = terminal.half_blocks(picture)
+    rows = []
+    for line in text.split('\r\n')[:-1]:
+        row, colour = [], None
+        for code, block in re.findall(r'\x1b\[([0-9;]*)[mK]|(\u2580)', line):
+            if code.startswith('38'): colour = [int(x) for x in code.split(';')]
+            if block: row.append((colour[2:5], colour[7:10]))
+        rows.append(row)
+    decoded = np.array(rows).transpose(0, 2, 1, 3).reshape(6, 7, 3)
+    assert np.array_equal(decoded[:5], picture) and not decoded[5].any()
+    assert text.count('38;2') == 3 * 6
+
+
+class Pseudo:
+    """play.py in a pseudo-terminal."""
+
+    def __init__(self, run, *flags, columns=80, rows=40):
+        master, slave = pty.openpty()
+        env = os.environ | {'COLUMNS': str(columns), 'LINES': str(rows), 'OMP_NUM_THREADS': '1'}
+        command = [sys.executable, 'play.py', f'--ckpt={run}/out', *flags]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=slave, stdout=slave,
+                                        stderr=subprocess.STDOUT, close_fds=True, start_new_session=True)
+        os.close(slave)
+        self.master, self.said = master, ''
+
+    def until(self, words, seconds=60):
+        """Read until `words` were said, or the end."""
+        end = time.time() + seconds
+        while words not in self.said and time.time() < end:
+            if select.select([self.master], [], [], 0.2)[0]:
+                try: self.said += os.read(self.master, 65536).decode('utf-8', 'replace')
+                except OSError: break                        # the other end is closed
+            elif self.process.poll() is not None: break
+        assert words in self.said, self.said[-2000:]
+
+    def send(self, keys): os.write(self.master, keys.encode())
+
+
+def test_in_a_terminal(run, tmp_path):
+    """Arrows of both kinds, a key that means nothing, looking, leaving; the screen is given back."""
+    screen = Pseudo(run, f'--out={tmp_path}/x.gif')
+    screen.until('0 moves since the last look')
+    began = time.time()
+    for i, key in enumerate(('\x1b[C', '\x1bOA', 'h', 'z', 'l'), 1):
+        screen.send(key)
+        screen.until(f'{i - (i > 3)} moves since')
+    assert time.time() - began < 10
+    screen.send(' ')
+    screen.send('q')
+    screen.until('x.gif: 6 pictures')
+    assert screen.process.wait(30) == 0 and LEAVES in screen.said and '\x1b[?25h' in screen.said
+    assert len(imageio.imread(tmp_path / 'x.gif')) == 6
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_gives_the_screen_back(run, number, code):
+    screen = Pseudo(run)
+    screen.until('0 moves since the last look')
+    screen.process.send_signal(number)
+    assert screen.process.wait(30) == code
+    screen.until(LEAVES)
+
+
+def test_a_terminal_that_is_too_small(run):
+    screen = Pseudo(run, columns=60, rows=20)
+    screen.until('the terminal has 60 x 20 cells; want 68 x 19')
+    assert screen.process.wait(30) == 1 and LEAVES in screen.said
+
+
+def test_keys_write_the_gif(run):
+    out, _ = script('play.py', f'--ckpt={run}/out', '--keys=llk jz'.replace('z', 'j'))
+    path = out.split(':')[0]
+    assert path == f'{run}/out/samples/played.gif' and out.endswith(': 7 pictures\n')
+    assert len(imageio.imread(path)) == 7
+
+
+@pytest.mark.parametrize('flags, line', [
+    ([], 'this is no terminal; --keys=llkk plays without one'),
+    (['--keys=lxlz'], "--keys: xz means nothing here; want hjkl or ' +-rgpq'"),
+    (['--keys=l', '--fps=0'], 'fps = 0'), (['--keys=l', '--seed=-1'], 'seed = -1'),
+    (['--keys=l', '--out=x.png'], 'x.png')])
+def test_bad_input_is_one_line(run, flags, line):
+    _, err = script('play.py', f'--ckpt={run}/out', *flags, code=1)
+    assert line in one_line(err)
+
+
+def test_data_made_before_there_were_keys(run, tmp_path):
+    """One line; without a live world the dream alone is shown."""
+    shutil.copytree(run / 'data' / 'wall_pixels', tmp_path / 'wall_pixels')
+    path = Path(tmp_path, 'wall_pixels', 'meta.json')
+    meta = json.loads(path.read_text())
+    del meta['env']
+    path.write_text(json.dumps(meta))
+    play = 'play.py', f'--ckpt={run}/out', f'--data_dir={tmp_path}', f'--out={tmp_path}/x.gif', '--keys=ll'
+    _, err = script(*play)
+    assert 'names no world that can be played: the dream alone' in err
+    assert imageio.imread(tmp_path / 'x.gif').shape[1:3] == (320, 320)
+    del meta['play_keys']
+    path.write_text(json.dumps(meta))
+    _, err = script(*play, code=1)
+    assert 'has no play_keys or no action_kind; make the data anew' in one_line(err)
