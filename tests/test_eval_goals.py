@@ -141,11 +141,13 @@ def test_costs_by_hand(folder):
     by_hand = (video[:, 0, -1] - tasks.goal).square().mean((1, 2, 3))
     assert torch.allclose(cost('pixel'), by_hand)
     flat = (cost('pixel', upto=2) / cost('pixel', upto=1)).mean()
-    assert flat > 0.95 > 0.9 > (cost('scales', upto=2) / cost('scales', upto=1)).mean()
+    seen = (cost('scales', upto=2) / cost('scales', upto=1)).mean()
+    assert flat > 0.97 > seen                                # only blurred does it look nearer
 
 
 @pytest.mark.parametrize('asked, line', [
-    (dict(n_samples=1), 'n_samples = 1: must lie in 2..inf'), (dict(n_keep=7), 'n_keep = 7: must lie in 0..6'),
+    (dict(n_samples=1), 'n_samples = 1: must lie in 2..inf'),
+    (dict(n_keep=7), 'n_keep = 7: must lie in 0..6'),
     (dict(n_elites=65), 'n_elites = 65: must lie in 2..64'),
     (dict(n_proposals=64), 'n_proposals = 64: must lie in 0..63'),
     (dict(frame='best'), "frame = 'best': choose one of last, cheapest"), (dict(chunk=-1), 'chunk = -1'),
