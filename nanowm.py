@@ -512,10 +512,9 @@ class Model(nn.Module):
         The network alone. x (B, T, C, H, W) are frames start..start+T-1 of a window, t (B, T) their levels.
         action (B, >= start+T-1, k*A), normalised, of the window from its frame 0 on; what is taken at the
         last frame or later is not looked at. -> (B, T, C, H, W).
-        kv: temporal keys and values of the frames before `start`, one (k, v) per temporal block, or [] when
-        there are none; then returns (output, the same list for these frames) for the caller to concatenate.
-        So `denoise` keeps what settled frames computed. Context settles at once, at the level it is shown at;
-        a new frame only at t = 0, in the call after its last step, because that step still saw it noisy.
+        kv: temporal keys and values of the frames before `start`, a pair of (B*P, heads, frames, D/heads) per
+        temporal block, or [] when there are none; then returns (output, the same list for these frames) for
+        the caller to concatenate, as `denoise` does.
         """
         B, T = x.shape[:2]
         assert start + T <= self.cfg.num_frames, \
@@ -634,14 +633,14 @@ class Model(nn.Module):
                 newest=None, N=1, kv=()):
         """
         Walk down a scheduling matrix (rows, T - n_context). x (B, T, C, H, W): n_context frames of context at
-        level t_context, then noise; action (B, >= T-1, k*A) normalised. -> x, the noise made frames.
+        level t_context, then noise; action (B, >= T-1, k*A) normalised. -> x, its noise turned into frames.
         newest (B, 1, C, H, W): the last context frame without the noise of t_context, for cfg.skip.
-        N: so many rows in turn are futures of one clip, and share the noise that eta adds.
+        N: every N clips in turn are futures of one clip, and share the noise that eta adds.
         kv: what `net` gives for the context alone, if that is known already.
 
-        Exact, and most of the work is spared: time is causal, so a frame depends on none after it. Frames
-        that nothing happens to yet are left out; frames that nothing happens to any more pass once, and live
-        on as their keys and values.
+        Time is causal and all else is per frame, so no frame depends on those after it. Frames that have not
+        begun are left out; finished ones, and the context, pass once more and live on as keys and values.
+        That once is not their last step, which still saw them noisy. The numbers are those of passing all.
         """
         if x.shape[1] != n_context + matrix.shape[1]:
             raise ValueError(f'{x.shape[1]} frames: want {n_context} of context + one for each of '
@@ -657,11 +656,12 @@ class Model(nn.Module):
             if not moved.any():
                 continue
             first = (now >= 0).int().argmax().item()                 # all before it are finished
-            end = moved.nonzero().max().item() + 1                   # all from here on have not begun
+            end = moved.nonzero().max().item() + 1                   # nothing happens from here on
             t = torch.where(now < 0, shown, now)[done:end].to(x.device)
             out, new = self.net(x[:, done:end], t.expand(len(x), -1), action[:, :end - 1], done, kv)
-            new = [(k[:, :, :first - done], v[:, :, :first - done]) for k, v in new]
-            kv = [(torch.cat([k, p], 2), torch.cat([v, q], 2)) for (k, v), (p, q) in zip(kv, new)] or new
+            if first > done:                                         # those in between are finished
+                new = [[y[:, :, :first - done] for y in pair] for pair in new]
+                kv = [[torch.cat(y, 2) for y in zip(*pairs)] for pairs in zip(kv, new)] or new
             out = out[:, first - done:].float()
             done = first
             if self.cfg.skip:
@@ -670,7 +670,8 @@ class Model(nn.Module):
             x0, eps = estimates(self.cfg.pred, out, x[:, done:end], alpha, sigma)
             z = None
             if eta:
-                shape = len(x) // N, x.shape[1] - n_context, *x.shape[2:]     # of all: walks draw alike
+                # for all new frames, so that what is drawn does not depend on which of them pass
+                shape = len(x) // N, x.shape[1] - n_context, *x.shape[2:]
                 z = torch.randn(shape, generator=generator, device=x.device)
                 z = z[:, done - n_context:end - n_context].repeat_interleave(N, 0)
             step = ddim_step(x0, eps, alpha, sigma, *self.levels(then[done:end].to(x.device)), eta, z)
@@ -691,7 +692,8 @@ class Model(nn.Module):
         context: T frames given, video (B, T, H, W, C) or latent (B, T, C, H, W), with action (B, T-1, k*A)
         between them; action (B, N, K, k*A): action[:, :, 0] is taken at the last context frame. All this
         is in data units, and so is the result: {'video' or 'latent': the new frames (B, N, K, ...)}.
-        history: frames of context per window, 0 = num_frames - stride, or n_context with cfg.skip.
+        history: frames of context per window; 0 = num_frames - stride, or what training showed with skip or
+        with a clean context.
         stride: new frames per window; with 1 cfg.sampling changes nothing, because its modes differ in the
         order of the new frames of a window.
         noise (B, K, C, H, W), model units: what new frames start from, shared by the N futures, because only
@@ -703,20 +705,26 @@ class Model(nn.Module):
         cfg = self.cfg
         if not 1 <= stride < cfg.num_frames:
             raise ValueError(f'stride = {stride}: must lie in 1..{cfg.num_frames - 1}, below num_frames')
-        if cfg.skip and stride + cfg.n_context > cfg.num_frames:
-            raise ValueError(f'stride = {stride}: with skip a window also holds n_context = {cfg.n_context} '
-                             f'frames of context, and no more than {cfg.num_frames} in all')
-        history = history or (cfg.n_context if cfg.skip else cfg.num_frames - stride)
+        fixed = cfg.skip or cfg.context_t < 0        # both know the context by its place in the window
+        if fixed and stride + cfg.n_context > cfg.num_frames:
+            raise ValueError(f'stride = {stride}: with skip or context_t = -1 a window also holds n_context '
+                             f'= {cfg.n_context} frames of context, and no more than {cfg.num_frames} in all')
+        history = history or (cfg.n_context if fixed else cfg.num_frames - stride)
         if not 1 <= history <= cfg.num_frames - stride:
             raise ValueError(f'history = {history}: must lie in 1..{cfg.num_frames - stride} at {stride = }')
-        if cfg.skip and history != cfg.n_context:
-            raise ValueError(f'history = {history}: must be n_context = {cfg.n_context} with skip, as in '
-                             'training')
+        if fixed and history != cfg.n_context:
+            raise ValueError(f'history = {history}: must be n_context = {cfg.n_context} with skip or '
+                             'context_t = -1, as in training')
         if chunk < 0:
             raise ValueError(f'chunk = {chunk}: must be at least 1, or 0 for all futures at a time')
         x = self.encode(context)                                     # (B, T, C, H, W)
         B, given, *shape = x.shape
-        N, K = action.shape[1:3]
+        N, K, folded = action.shape[1:]
+        if fixed and given < cfg.n_context:
+            raise ValueError(f'{given} frames of context: want n_context = {cfg.n_context} or more')
+        if folded != cfg.frame_skip * cfg.action_dim:
+            raise ValueError(f'actions of {folded} numbers: want {cfg.frame_skip * cfg.action_dim}, those of '
+                             f'frame_skip = {cfg.frame_skip} moves in one')
         if context['action'].shape[1] != given - 1:
             raise ValueError(f'{context["action"].shape[1]} actions for a context of {given} frames; give '
                              f'the {given - 1} between them')
@@ -740,18 +748,22 @@ class Model(nn.Module):
 
     def next_frames(self, past, renoise, noise, action, shared, chunk, generator):
         """
-        One window of N futures. past (B, N, H, C, H, W), renoise (B, H, ...) for it, noise (B, K, ...) of the
-        new frames, action (B, N, H+K-1, k*A) -> the new frames (B, N, K, ...).
-        shared: the futures still have the same past, so that passes through the network once a clip. Only
-        in the first window; and one that slid must not reuse what the one before it computed: its frames
-        have another temp_embed and rotation, the first lost its action, finished frames are now context.
+        One window of N futures, of L frames of context and K new ones. past (B, N, L, C, H, W), renoise
+        (B, L, ...) for it, noise (B, K, ...), action (B, N, L+K-1, k*A) -> the new frames (B, N, K, ...).
+        shared: the futures still have the same past, as in the first window; it passes once per clip.
+        chunk: futures per clip in one pass.
+
+        A window that slid reuses nothing of the one before it: what was kept of its frames knew of frames
+        that have left since; they have another temp_embed and rotation now, the first has lost its action,
+        and finished frames have become context, shown at another level.
         """
-        cfg, (B, N, H), K = self.cfg, past.shape[:3], noise.shape[1]
+        cfg, (B, N, L), K = self.cfg, past.shape[:3], noise.shape[1]
         t, newest = self.context_level(), past[:, :, -1:]
 
-        def spread(y, n):                                            # (B, ...) -> (B*n, ...)
-            return y[:, None].expand(B, n, *y.shape[1:]).flatten(0, 1)
-        level = torch.full((B, H), t, device=past.device)
+        def spread(y, copies):                                       # (B, ...) -> (B*copies, ...)
+            return y[:, None].expand(B, copies, *y.shape[1:]).flatten(0, 1)
+
+        level = torch.full((B, L), t, device=past.device)
         if t > 0:                                                    # at 0 and at -1 it is shown clean
             past = self.q_sample(past, level[:, None], renoise[:, None])
         kv = self.net(past[:, 0], level, action[:, 0], kv=[])[1] if shared and N > 1 else []
@@ -764,9 +776,9 @@ class Model(nn.Module):
             context, actions, last = (y[:, n:n + M].flatten(0, 1) for y in (past, action, newest))
             known = [[spread(y.unflatten(0, (B, -1)), M).flatten(0, 1) for y in pair] for pair in kv]
             window = torch.cat([context, spread(noise, M)], 1)
-            fresh = torch.Generator(past.device).manual_seed(seed)
-            window = self.denoise(window, actions, matrix, H, t, cfg.eta, fresh, last, M, known)
-            made.append(window[:, H:].unflatten(0, (B, M)))
+            seeded = torch.Generator(past.device).manual_seed(seed)
+            window = self.denoise(window, actions, matrix, L, t, cfg.eta, seeded, last, M, known)
+            made.append(window[:, L:].unflatten(0, (B, M)))
         return torch.cat(made, 1)
 
     # ---- for train.py ----
