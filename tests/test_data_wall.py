@@ -188,3 +188,15 @@ def test_simulator_replays_the_data(episodes, skip):
         assert np.abs(made['video'][b, 0].numpy() - e['video'][there]).max() <= 1
         assert np.allclose(made['state'][b, 1], e['state'][1], atol=1e-5)
     assert made['video'].shape == (2, 2, K, 32, 32, 3) and made['video'].dtype == torch.float32
+
+
+def test_a_place_that_was_rounded_into_a_wall_stands_on_its_face():
+    """float32 puts four of the faces inside the wall: pushing on must not pass through."""
+    for p, d in (((wall.LOW, 20), (-3, 1)), ((wall.HIGH, 20), (3, 1)), ((wall.LEFT, 24), (9, 0.5)),
+                 ((wall.RIGHT, 24), (-9, 0.5)), ((7, wall.HIGH), (1, 3)), ((wall.LOW, wall.LOW), (-2, -2))):
+        exact = wall.clip(np.array(p), np.add(p, d))[0]
+        rounded = np.array(p, np.float32).astype(np.float64)
+        end, hit = wall.clip(rounded, rounded + d)
+        assert hit and np.allclose(end, exact, atol=1e-5) and not inside(end, 1e-5)
+        back, hit = wall.clip(rounded, rounded - np.array(d) / 10)
+        assert not hit and np.allclose(back, rounded - np.array(d) / 10)

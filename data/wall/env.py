@@ -22,6 +22,7 @@ STD = 1.7                                               # px, of the dot
 STEP = 2 * SCALE                                        # px per unit of action
 LONGEST = 1.8                                           # units: no move of the data is longer
 REACHED, FAR = 4.5 * SCALE, 19 * SCALE                  # px: near enough to a goal; far from it
+ROUNDED = 1e-5                                          # px, more than float32 is off
 GREY = 110                                              # of the walls; the floor is 0, the dot 255
 INF = float('inf')
 SOLID = np.array([                                      # ((x0, x1), (y0, y1)), without their faces
@@ -32,8 +33,8 @@ SOLID = np.array([                                      # ((x0, x1), (y0, y1)), 
 
 def clip(p, q):
     """
-    Where the moves p -> q end, (..., 2), and whether a wall ended them, (...). p is outside all walls; on a
-    face is outside. A move is inside a box while it is inside both slabs, x0..x1 and y0..y1.
+    Where the moves p -> q end, (..., 2), and whether a wall ended them, (...). p is outside all walls, but for
+    ROUNDED; on a face is outside. A move is inside a box while it is inside both slabs, x0..x1 and y0..y1.
     """
     p, q = np.asarray(p, np.float64)[..., None, :], np.asarray(q, np.float64)[..., None, :]      # (..., 1, 2)
     d, (low, high) = q - p, np.moveaxis(SOLID, -1, 0)                # low, high (6, 2)
@@ -44,7 +45,9 @@ def clip(p, q):
     leave = np.where(d == 0, INF, np.where(d > 0, b, a)).min(-1)
     axis = enter.argmax(-1)                                          # entered last: that face is met
     enter = enter.max(-1)                                            # (..., 6)
-    met = (0 <= enter) & (enter < leave) & (enter < 1)
+    with np.errstate(invalid='ignore'):                              # who was rounded into a face stands on it
+        ahead = enter * np.where(axis, abs(d[..., 1]), abs(d[..., 0])) >= -ROUNDED
+    met = ahead & (enter < leave) & (enter < 1)
     part = np.where(met, enter, 1.0)
     box = part.argmin(-1)[..., None]                                 # the first of all that are met
     part, axis = (np.take_along_axis(x, box, -1) for x in (part, axis))              # (..., 1)
@@ -148,7 +151,7 @@ class Tasks:
     def proposals(self, P):
         if P > len(self.recorded):
             raise ValueError(f'n_proposals = {P}: there are {len(self.recorded)} recorded windows')
-        plans = self.where.new_tensor(self.recorded[-P:])            # of no task here, if there are enough
+        plans = self.where.new_tensor(self.recorded[len(self.recorded) - P:])
         return plans.expand(len(self.where), *plans.shape)
 
     def commands(self, plan):
@@ -176,7 +179,8 @@ def pairs(family, n, rng):
     while len(starts) < n:
         a, b = place(rng), place(rng)
         same = (a[0] > 15.5) == (b[0] > 15.5)
-        if same and np.hypot(*(a - b)) >= FAR if family == 'far' else not same:
+        far = same and np.hypot(*(a - b)) >= FAR
+        if far if family == 'far' else not same:
             starts.append(a)
             goals.append(b)
     return np.array(starts), np.array(goals)
