@@ -1,7 +1,7 @@
 """
 Walk through a dream: the real world on the left, what the model imagines on the right.
 
-    python play.py --ckpt=out/minihack_wm_cpu                 in a terminal of at least 80 x 24
+    python play.py --ckpt=out/minihack_wm_cpu                 in a terminal of at least 80 x 24, with colours
     python play.py --ckpt=out/minihack_wm_cpu --keys=llkkjj   without one; writes the same GIF
 
     arrows, or h j k l       move both          space     look again: the dream gets the true picture
@@ -53,7 +53,7 @@ class Game:
     def __init__(self, model, meta, start_of, step, seed):
         self.model, self.meta, self.start_of, self.step, self.seed = model, meta, start_of, step, seed
         self.film, self.goal, self.steps, self.said = [], None, model.cfg.sample_steps, ''
-        self.show, self.took = lambda: None, 0.0
+        self.show, self.took, self.drawing = lambda: None, 0.0, 0.0                  # s
         self.restart()
 
     def restart(self):
@@ -61,7 +61,7 @@ class Game:
         self.look()
 
     def look(self):
-        """From here on all is imagined. x: (T, C, H, W) in model units: decoded, what is off would be cut."""
+        """From here on all is imagined. x (T, C, H, W) stays in model units, because decoding clamps."""
         device = next(self.model.parameters()).device
         self.x = self.model.encode({'video': torch.as_tensor(self.true, device=device)[None, None]})[0]
         self.actions = torch.zeros(0, self.model.cfg.frame_skip * self.model.cfg.action_dim, device=device)
@@ -76,7 +76,7 @@ class Game:
         self.actions = torch.cat([self.actions, self.x.new_tensor(action).repeat(k)[None]])
         self.x = torch.cat([self.x, self.imagine()])
         self.shoot()
-        self.took = time.perf_counter() - began          # s
+        self.took = time.perf_counter() - began
 
     @torch.no_grad()
     def imagine(self):
@@ -95,26 +95,31 @@ class Game:
     def press(self, key):
         """False: the player wants to leave."""
         self.said = ''
-        if key in self.meta['play_keys']:
+        if key in self.meta['play_keys']:                # '' is no key: a sequence that means nothing
             self.move(self.meta['play_keys'][key])
         elif key == ' ':
             self.look()
-        elif key in '+-':
+        elif key and key in '+-':
             self.steps = min(max(1, self.steps + (1 if key == '+' else -1)), self.model.cfg.timesteps)
             self.model.cfg.sample_steps = self.steps
         elif key == 'r':
             self.seed += 1
             self.restart()
         elif key == 'g':
-            self.goal, self.said = self.true, 'this picture is the goal'
+            shown = self.true if self.step else self.dream().round().byte().cpu().numpy()
+            self.goal, self.said = shown.copy(), 'this picture is the goal'
         elif key == 'p' and self.goal is None:
             self.said = 'no goal yet: g makes the present picture the goal'
         elif key == 'p':
-            self.look()
+            self.said = 'planning ...'
+            self.show()
+            self.said = ''
+            if self.step:
+                self.look()
             start = {'video': self.dream()[None, None], 'action': self.actions[None]}
             goal = self.x.new_tensor(self.goal)[None]
             for action in moves_to(self.model, self.meta, start, goal, self.seed):
-                if np.array_equal(self.true, self.goal):
+                if self.step and np.array_equal(self.true, self.goal):
                     break
                 self.move(action)
                 self.show()
@@ -131,7 +136,8 @@ class Game:
         between = np.zeros((len(dream), GAP, 3), np.uint8)
         return np.concatenate([sides[0], *(x for side in sides[1:] for x in (between, side))], 1)
 
-    def status(self, rate):
+    def status(self):
+        rate = 1 / max(1e-3, self.took + self.drawing)
         words = [f'{len(self.actions)} moves since the last look', f'{self.steps} steps', f'{rate:.0f} fps']
         if self.step:
             error = (self.dream().cpu().numpy() - self.true.astype(np.float32)) ** 2
@@ -147,23 +153,25 @@ def noise_of(cfg, seed, index):
 
 def walk(game):
     """In the terminal, until q."""
-    rate = 0.0
+    scale, wanted = fitting(game.film[-1], *shutil.get_terminal_size())
+    if scale < 1:
+        sys.exit(wanted)
+    moves = ''.join(game.meta['play_keys'])
+    menu = f'arrows or {moves} move  space look  + - steps  g goal  p plan  r new  q save'
     with Terminal() as terminal:
         def show():
-            scale = fitting(game.film[-1], *shutil.get_terminal_size())
-            moves = ''.join(game.meta['play_keys'])
-            terminal.draw(blow_up(game.film[-1], scale, False), [
-                game.status(rate),
-                f'arrows or {moves} move  space look  + - steps  g goal  p plan  r new  q save'])
+            began = time.perf_counter()
+            scale, wanted = fitting(game.film[-1], *shutil.get_terminal_size())      # it may have changed
+            picture = blow_up(game.film[-1], scale, False) if scale else None
+            terminal.draw(picture, [game.status(), menu] if scale else [wanted])
+            game.drawing = time.perf_counter() - began
         game.show = show
         show()
         while game.press(terminal.key()):
-            began = time.perf_counter()
             show()
-            rate = 1 / max(1e-3, time.perf_counter() - began + game.took)
 
 
-def world_of(meta, folder, model, seed):
+def world_of(meta, folder):
     """start_of(seed), step of the live world; or a recorded first frame and None where nothing is live."""
     live = simulator(meta)
     if hasattr(live, 'live'):
@@ -201,9 +209,10 @@ def main():
     path = out or os.path.join(os.path.dirname(os.path.normpath(checkpoint.find(ckpt, which))), 'samples',
                                'played.gif')
     check_out(path, ('.gif',))
-    game = Game(model, meta, *world_of(meta, folder, model, seed), seed)
+    game = Game(model, meta, *world_of(meta, folder), seed)
     for key in keys:
-        game.press(key)
+        if not game.press(key):
+            break
     if not keys:
         walk(game)
     scale = max(1, 320 // game.film[0].shape[1])

@@ -23,38 +23,62 @@ class Terminal:
         import tty
         self.fd, self.rest = sys.stdin.fileno(), b''
         self.before = termios.tcgetattr(self.fd)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, lambda number, frame: sys.exit(128 + number))      # through __exit__
-        tty.setcbreak(self.fd)
-        self.write('\x1b[?1049h\x1b[?25l')                # another screen, no cursor
+        signal.signal(signal.SIGTSTP, signal.SIG_IGN)    # Ctrl-Z would leave the screen as it is
+        try:
+            tty.setcbreak(self.fd)
+            self.write('\x1b[?1049h\x1b[?25l')            # another screen, no cursor
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *problem):
         import termios
-        self.write('\x1b[0m\x1b[?25h\x1b[?1049l')
-        termios.tcsetattr(self.fd, termios.TCSADRAIN, self.before)
+        try:
+            self.write('\x1b[0m\x1b[?25h\x1b[?1049l')
+            termios.tcsetattr(self.fd, termios.TCSAFLUSH, self.before)   # keys still held down are forgotten
+        except (OSError, termios.error):                 # the terminal is gone: nothing to give back
+            pass
 
     def write(self, text):
-        os.write(sys.stdout.fileno(), text.encode())
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def read(self, seconds=None):
+        """Is there a byte in `rest`, or does one come in time?"""
+        if not self.rest and select.select([self.fd], [], [], seconds)[0]:
+            try:
+                self.rest = os.read(self.fd, 64)
+            except OSError:
+                self.rest = b''
+            if not self.rest:
+                self.rest = b'q'                         # the terminal is gone
+        return bool(self.rest)
+
+    def take(self):
+        byte, self.rest = self.rest[:1].decode('ascii', 'replace'), self.rest[1:]
+        return byte
 
     def key(self):
-        """The next key; arrows are h j k l. Waits."""
-        while True:
-            if not self.rest:
-                select.select([self.fd], [], [])
-                self.rest = os.read(self.fd, 64)
-                if not self.rest:
-                    return 'q'                           # the terminal is gone
-            if self.rest[:2] in (b'\x1b[', b'\x1bO') and len(self.rest) > 2:
-                found, self.rest = self.rest[2:3].decode('ascii', 'replace'), self.rest[3:]
-                if found in ARROWS:
-                    return ARROWS[found]
-            else:
-                found, self.rest = self.rest[:1].decode('ascii', 'replace'), self.rest[1:]
-                return found
+        """The next key; arrows are h j k l, other keys that send a sequence are ''. Waits."""
+        self.read()
+        byte = self.take()
+        if byte != '\x1b' or not self.read(0.05):        # a sequence follows at once, a finger does not
+            return byte
+        if self.take() not in '[O':
+            return ''
+        while self.read(0.05):
+            byte = self.take()
+            if '@' <= byte <= '~':                       # numbers may stand before it: a modifier
+                return ARROWS.get(byte, '')
+        return ''
 
     def draw(self, picture, lines):
-        self.write('\x1b[H' + half_blocks(picture) + ''.join(f'\x1b[0m{line}\x1b[K\r\n' for line in lines))
+        columns = os.get_terminal_size(self.fd).columns
+        words = ''.join(f'\x1b[0m{line[:columns - 1]}\x1b[K\r\n' for line in lines)
+        self.write('\x1b[H' + (half_blocks(picture) if picture is not None else '') + words + '\x1b[J')
 
 
 def half_blocks(picture):
@@ -74,9 +98,7 @@ def half_blocks(picture):
 
 
 def fitting(picture, columns, rows):
-    """How many cells wide a pixel may be; one line where not even one fits."""
+    """How many cells wide a pixel may be; 0 where not even one fits, and what would."""
     H, W, _ = picture.shape
-    scale = min(columns // W, 2 * (rows - 3) // H)
-    if scale < 1:
-        sys.exit(f'the terminal has {columns} x {rows} cells; want {W} x {(H + 1) // 2 + 3}, or --keys=...')
-    return scale
+    wanted = f'the terminal has {columns} x {rows} cells; want {W} x {(H + 1) // 2 + 3}, or --keys=...'
+    return min(columns // W, 2 * (rows - 3) // H), wanted

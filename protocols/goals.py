@@ -6,8 +6,10 @@ no planner below sees unless its name says so.
     pixel, scales           the planner in the model, with one of two costs, see `price`
     other                   the same with the goal of another task: moving well, to the wrong place
     simulator_pixel, ..     the same planner and costs with the world itself in the model's place
-    simulator_distance      the same with the true distance as its cost: what the search could reach
-    no_move, recorded       no planner: stand still; do what was done in another recorded window
+    simulator_distance      the same with the true straight-line distance as its cost
+    no_move, recorded       no planner: stand still, which never wins because no task starts near enough to
+                            its goal; do what was done in another recorded window
+    straight                no model: go towards the goal as the crow flies, from the true places
 
 success: the share that ends near enough, with its Wilson interval, of all tasks and of the nearer and farther
 half of them. All rows play the same tasks. The world: Tasks in data/<name>/env.py.
@@ -104,9 +106,9 @@ def price(cost, frame, key, start, goal, distance=None):
     """
     -> cost(future) (B, N) of futures (B, N, K, ...): how much their last frame, or the frame of the path that
     does so most, looks like the goal (B, H, W, C). start: the context of the futures.
-    pixel       mean squared error. Beyond the width of a dot it is flat: two dots apart are two dots apart
+    pixel       mean squared error. It is constant once two dots no longer overlap, so it gives no direction
     scales      the same of blurred pictures, divided by that of the start, summed over BLURS
-    distance    the world's own, of its true state: for a simulator
+    distance    the world's own, in a straight line, of its true state: for a simulator
     """
     def near(future):
         if cost == 'distance':
@@ -116,8 +118,8 @@ def price(cost, frame, key, start, goal, distance=None):
         for sigma in BLURS if cost == 'scales' else BLURS[:1]:
             apart = error(blur(frames, sigma), blur(goal, sigma)[:, None, None])
             if cost == 'scales':
-                least = error(blur(first, sigma), blur(goal, sigma)).clamp(min=1e-6)
-                apart = apart / least[:, None, None]
+                at_start = error(blur(first, sigma), blur(goal, sigma)).clamp(min=1e-6)
+                apart = apart / at_start[:, None, None]
             total = total + apart
         return total
     return lambda future: near(future)[..., -1] if frame == 'last' else near(future).amin(-1)
@@ -129,7 +131,7 @@ def error(a, b):
 
 
 def blur(frames, sigma):
-    """Gaussian blur of (..., H, W, C), rows, then columns; beyond the edge is 0."""
+    """Gaussian blur of (..., H, W, C), first along H, then along W; beyond the edge is 0."""
     if not sigma:
         return frames
     reach = int(3 * sigma + 0.5)

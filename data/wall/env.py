@@ -33,8 +33,8 @@ SOLID = np.array([                                      # ((x0, x1), (y0, y1)), 
 
 def clip(p, q):
     """
-    Where the moves p -> q end, (..., 2), and whether a wall ended them, (...). p is outside all walls, but for
-    ROUNDED; on a face is outside. A move is inside a box while it is inside both slabs, x0..x1 and y0..y1.
+    Where the moves p -> q end, (..., 2), and whether a wall ended them, (...). p is outside all walls, give
+    or take ROUNDED; on a face is outside. A move is inside a box while inside both slabs, x0..x1 and y0..y1.
     """
     p, q = np.asarray(p, np.float64)[..., None, :], np.asarray(q, np.float64)[..., None, :]      # (..., 1, 2)
     d, (low, high) = q - p, np.moveaxis(SOLID, -1, 0)                # low, high (6, 2)
@@ -45,7 +45,7 @@ def clip(p, q):
     leave = np.where(d == 0, INF, np.where(d > 0, b, a)).min(-1)
     axis = enter.argmax(-1)                                          # entered last: that face is met
     enter = enter.max(-1)                                            # (..., 6)
-    with np.errstate(invalid='ignore'):                              # who was rounded into a face stands on it
+    with np.errstate(invalid='ignore'):                              # rounded into a wall is on its face
         ahead = enter * np.where(axis, abs(d[..., 1]), abs(d[..., 0])) >= -ROUNDED
     met = ahead & (enter < leave) & (enter < 1)
     part = np.where(met, enter, 1.0)
@@ -145,8 +145,10 @@ class Tasks:
         self.high = there([LONGEST, LONGEST])
         self.low = -self.high
         self.simulator = Simulator()
+        straight = np.repeat((goals - starts)[:, None] / (STEP * skip * horizon), horizon, 1)
         self.rivals = {'no_move': there(np.zeros((B, horizon, 2))),
-                       'recorded': there(self.recorded[np.roll(kept, 1)])}           # another task's
+                       'recorded': there(self.recorded[np.roll(kept, 1)]),           # another task's
+                       'straight': there(straight)}
 
     def proposals(self, P):
         if P > len(self.recorded):
