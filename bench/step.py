@@ -210,7 +210,7 @@ def rollout_rows(M, cfg, clock, modes, n):
     task = dreamer if hasattr(M.Model, 'rollout') else actor
     if not hasattr(M.Model, 'rollout') and not hasattr(M.Model, 'act'):
         sys.exit(f'{M.__name__}.Model has neither rollout nor act; there is nothing to time')
-    walks = WALKS if hasattr(M.Model, 'denoise') else ('',)
+    walks = WALKS if task is dreamer and hasattr(M.Model, 'denoise') else ('',)
     ways, counts, more, dreams = {}, {}, {}, {}
     for way in product(modes, walks):
         mode, walk = way

@@ -52,7 +52,7 @@ def evaluate(model, folder, keys, rank=0, quiet=True):
     device = common.device_of(model)
     tasks = live.Tasks(store, keys.family, keys.n_clips, keys.horizon, cfg.frame_skip, keys.seed, device)
     imagined = {'': lambda context, action: model.rollout(
-        {key: context[key] for key in (cfg.input, 'action')}, action, chunk=keys.chunk,
+        {key: context[key] for key in (cfg.input, 'action')}, action, chunk=keys.futures_at_once,
         generator=torch.Generator(device).manual_seed(keys.seed)), 'simulator_': tasks.simulator.rollout}
     plans, seconds = dict(tasks.rivals), {}
     todo = [(who + cost, who, cost) for who in imagined for cost in COSTS]

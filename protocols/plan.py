@@ -46,13 +46,13 @@ class Keys:
     frame: str = 'last'           # which imagined frame shall look like the goal: last | cheapest
     n_keep: int = 0               # elites that take part in the next round, too
     n_proposals: int = 0          # recorded plans among the futures of the first round
-    chunk: int = 0                # futures of a goal that are imagined at a time; 0 = all
+    futures_at_once: int = 0      # futures of a goal that are imagined at a time; 0 = all
 
 
 def windows(cfg, keys, M):
     """From the first frame of the context to the goal; refuses keys that make no sense."""
     common.at_least('plan', keys, n_clips=0, horizon=0, knots=1, n_samples=0, n_iters=0, n_elites=0, seed=0,
-                    n_keep=0, n_proposals=0, chunk=0)
+                    n_keep=0, n_proposals=0, futures_at_once=0)
     keys = filled(keys, M)
     for key, low, high in (('n_samples', 2, math.inf), ('n_elites', 2, keys.n_samples),
                            ('n_keep', 0, keys.n_elites), ('n_proposals', 0, keys.n_samples - 1)):

@@ -345,7 +345,7 @@ def test_what_eval_and_sample_are_given(command, row, request):
     ('out unreadable', ['--out={loop}'], '--out={loop}'),
     ('refused later', ['--out={new}/x/y.json', '--horizon=12'], 'a window spans 13 frames'),
     ('no such protocol', ['--protocol=vidoe'], '--protocol=vidoe'),
-    ('not understood', ['--protocol=plan'], '--protocol=plan: nanowm is judged by video'),
+    ('not understood', ['--protocol=dynamics'], '--protocol=dynamics: nanowm is judged by video'),
     ('other code as a protocol', ['--protocol=..train'], '--protocol=..train'),
     ('too long', ['--horizon=12'], 'a window spans 13 frames, the longest of 4 episodes has 12'),
     ('no clips', ['--n_clips=0'], 'n_clips = 0'), ('horizon', ['--horizon=-1'], 'horizon = -1'),
@@ -378,7 +378,7 @@ def test_what_dynamics_is_given(row, whole):
 @rows(
     *[(flag, [f'--{flag}'], flag.replace('=', ' = ')) for flag in (
         'horizon=-1', 'knots=0', 'n_samples=1', 'n_iters=-1', 'n_elites=1', 'n_elites=-1', 'n_clips=-1',
-        'seed=-1', 'n_keep=13', 'n_proposals=128', 'chunk=-1')],
+        'seed=-1', 'n_keep=13', 'n_proposals=128', 'futures_at_once=-1')],
     ('a frame', ['--frame=best'], "frame = 'best': choose one of last, cheapest"),
     ('more elites than samples', ['--n_samples=4', '--n_elites=5'], 'n_elites = 5'))
 def test_what_plan_is_given(row, whole):

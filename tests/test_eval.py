@@ -402,7 +402,8 @@ def test_every_key_of_a_protocol_is_commented(protocol):
 @pytest.mark.parametrize('flags, code, words', [
     ([], 1, 'which checkpoint? --ckpt=OUT_DIR of a run'),
     (['--ckpt=nowhere'], 2, "no checkpoint in 'nowhere'"),
-    (['--ckpt={run}', '--protocol=plan'], 2, '--protocol=plan: nanowm is judged by video, loss'),
+    (['--ckpt={run}', '--protocol=dynamics'], 2,
+     '--protocol=dynamics: nanowm is judged by video, plan, loss'),
     (['--protocol=os'], 2, '--protocol=os: there is no such protocol, only dynamics, env, loss, plan, video'),
     (['--protocol=common'], 2, 'there is no such protocol'),
     (['--ckpt={run}', '--horizn=3'], 2, "unknown key 'horizn' (--horizn); did you mean 'horizon'?"),

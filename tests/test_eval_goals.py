@@ -70,7 +70,7 @@ def test_with_the_world_in_the_models_place(folder):
 def test_a_model_that_sees_no_move(folder):
     """An untrained net with skip dreams that all stays: nothing to choose by, so little is reached."""
     result = plan.evaluate(build(), folder, plan.Keys(**FEW, family='far', frame='cheapest', n_keep=2,
-                                                      n_proposals=4, chunk=16))
+                                                      n_proposals=4, futures_at_once=16))
     assert result['success_pixel'] <= 0.25 and result['success_simulator_distance'] > result['success_pixel']
     assert result['seconds_per_plan_pixel'] > 0 and result['n_proposals'] == 4
 
@@ -150,7 +150,7 @@ def test_costs_by_hand(folder):
     (dict(n_keep=7), 'n_keep = 7: must lie in 0..6'),
     (dict(n_elites=65), 'n_elites = 65: must lie in 2..64'),
     (dict(n_proposals=64), 'n_proposals = 64: must lie in 0..63'),
-    (dict(frame='best'), "frame = 'best': choose one of last, cheapest"), (dict(chunk=-1), 'chunk = -1'),
+    (dict(frame='best'), "frame = 'best': choose one of last, cheapest"), (dict(futures_at_once=-1), 'futures_at_once = -1'),
     (dict(horizon=13), 'a window spans 53 frames')])
 def test_what_cannot_be(folder, asked, line):
     with pytest.raises(SystemExit, match=line):

@@ -461,7 +461,7 @@ def test_simulator(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     for name in ('data.evil.env', 'env', 'data.arx5.evil', 'os', 'data..env', 'data.arx5/../x.env', 7, [], '',
-                 'out.data.arx5.env', 'data.wall.env'):                   # wall has no simulator
+                 'out.data.arx5.env', 'data.lerobot.env'):                # it has no simulator
         says('meta.json: env = ', "want 'data.<name>.env'", call=lambda name=name: simulator({'env': name}))
     from data import layout
     (tmp_path / 'evil').mkdir()

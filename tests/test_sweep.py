@@ -329,7 +329,7 @@ def test_other_code_unseals_a_cell(sweep, config, tmp_path, capsys):
     (['--grid=lr=1,1'], '--grid lr=1,1: want KEY=A,B'),
     (['--grid=lr=1,2', '--grid=lr=3'], '--grid lr=3: want KEY'),
     (['--grid=lr'], '--grid lr: want KEY=A,B'), (['--jobs=0'], '--jobs 0: at least 1'),
-    (['--eval=protocol=plan'], "protocol = 'plan': nanowm understands video, loss"),
+    (['--eval=protocol=env'], "protocol = 'env': nanowm understands video, plan, loss"),
     (['--eval=n_samples=3'], "unknown key 'n_samples' (--n_samples)"),           # a key of another protocol
     (['--dataset=nosuch'], 'nosuch/meta.json not found')])
 def test_a_typo_starts_nothing(config, tmp_path, flags, words):
