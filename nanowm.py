@@ -647,17 +647,19 @@ class Model(nn.Module):
                              f'{matrix.shape[1]} columns')
         x, kv, done = x.clone(), list(kv), n_context if kv else 0    # done: frames that are in kv
         newest = x[:, n_context - 1:n_context] if newest is None else newest
-        matrix = F.pad(matrix, (n_context, 0), value=-1)             # on the CPU: no wait for a GPU
+        # once on the CPU, where asking which frames move waits for nothing, and once on the device
+        matrix = F.pad(matrix.cpu(), (n_context, 0), value=-1)
+        levels = matrix.to(x.device)
         # a finished frame (-1) is shown at t = 0, because training never shows a target at -1. It is not
         # noised to t_context: that is for context, where the errors of earlier windows pile up
-        shown = torch.tensor([t_context] * n_context + [0] * (x.shape[1] - n_context))
-        for now, then in zip(matrix[:-1], matrix[1:]):
+        shown = torch.where(torch.arange(x.shape[1], device=x.device) < n_context, t_context, 0)
+        for i, (now, then) in enumerate(zip(matrix[:-1], matrix[1:])):
             moved = now != then                                      # waiting and finished frames stay
             if not moved.any():
                 continue
             first = (now >= 0).int().argmax().item()                 # all before it are finished
             end = moved.nonzero().max().item() + 1                   # nothing happens from here on
-            t = torch.where(now < 0, shown, now)[done:end].to(x.device)
+            t = torch.where(levels[i] < 0, shown, levels[i])[done:end]
             out, new = self.net(x[:, done:end], t.expand(len(x), -1), action[:, :end - 1], done, kv)
             if first > done:                                         # those in between are finished
                 new = [[y[:, :, :first - done] for y in pair] for pair in new]
@@ -666,7 +668,7 @@ class Model(nn.Module):
             done = first
             if self.cfg.skip:
                 out = out + newest
-            alpha, sigma = self.levels(now[done:end].to(x.device))
+            alpha, sigma = self.levels(levels[i, done:end])
             x0, eps = estimates(self.cfg.pred, out, x[:, done:end], alpha, sigma)
             z = None
             if eta:
@@ -674,9 +676,9 @@ class Model(nn.Module):
                 shape = len(x) // N, x.shape[1] - n_context, *x.shape[2:]
                 z = torch.randn(shape, generator=generator, device=x.device)
                 z = z[:, done - n_context:end - n_context].repeat_interleave(N, 0)
-            step = ddim_step(x0, eps, alpha, sigma, *self.levels(then[done:end].to(x.device)), eta, z)
-            moved = moved[done:end].to(x.device)[:, None, None, None]
-            x[:, done:end] = torch.where(moved, step, x[:, done:end])
+            step = ddim_step(x0, eps, alpha, sigma, *self.levels(levels[i + 1, done:end]), eta, z)
+            stays = (levels[i] == levels[i + 1])[done:end, None, None, None]
+            x[:, done:end] = torch.where(stays, x[:, done:end], step)
         return x
 
     def context_level(self, history_level=None):
