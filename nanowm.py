@@ -525,7 +525,7 @@ class Model(nn.Module):
         # hold what was done before it; so a sampler must not show it, either
         e = self.action_embedder(action[:, :start + T - 1])
         e = F.pad(e, (0, 0, 1, 0))[:, :, None]                       # (B, start+T, 1, D)
-        c = self.t_embedder(timestep_embedding(t))[:, :, None]       # (B, T, 1, D)
+        c = self.embed_level(t)[:, :, None]                          # (B, T, 1, D)
         x = self.x_embedder(x) + self.pos_embed                      # (B, T, P, D)
         rope_time, new = self.rope_time[:, start:start + T], []
         for i, block in enumerate(self.blocks):
@@ -537,6 +537,9 @@ class Model(nn.Module):
                 new.append(pair)
         out = self.unpatchify(self.final_layer(x, c))
         return out if kv is None else (out, new)
+
+    def embed_level(self, t):
+        return self.t_embedder(timestep_embedding(t))
 
     def unpatchify(self, x):                                     # (B, T, P, patch*patch*C) -> (B, T, C, H, W)
         B, T, _, _ = x.shape

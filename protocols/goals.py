@@ -1,21 +1,25 @@
 """
 Can one act with dreams? The goal is a picture; cem.py looks for moves whose dream ends like it; then they are
-made, blindly, in the live world. What counts is where one stands at the END, by the world's own state, which
-no planner below sees unless its name says so.
+made in the live world. What counts is where one stands at the END of a fixed number of moves, by the world's
+own state, which no planner below sees unless its name says so.
 
     pixel, scales           the planner in the model, with one of two costs, see `price`
     other                   the same with the goal of another task: moving well, to the wrong place
     simulator_pixel, ..     the same planner and costs with the world itself in the model's place
-    simulator_distance      the same with the true straight-line distance as its cost
-    no_move, recorded       no planner: stand still, which never wins because no task starts near enough to
-                            its goal; do what was done in another recorded window
-    straight                no model: go towards the goal as the crow flies, from the true places
+    simulator_distance      the same with the world's true distance as its cost
+    all others              no planner, the world's own `rivals`: made blindly, but some see true places
 
-success: the share that ends near enough, with its Wilson interval, of all tasks and of the nearer and farther
-half of them. All rows play the same tasks. The world: Tasks in data/<name>/env.py.
+    success_<row>           the share that is there at the end, with its Wilson interval, and of the nearer
+                            and farther half of the tasks; error_<row>: the median of the world's own error
+    seconds_per_plan_<row>  of one search, if all tasks are planned together
+
+All rows play the same tasks. A world says how often one may look: Wall's plans are carried out blindly; in
+NetHack one looks again after each move, and stops when the true picture is the goal's. The worlds are Tasks
+in data/<name>/env.py; how to write one stands in Wall's.
 """
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,99 +33,149 @@ from protocols import common
 
 BLURS = 0.0, 1.5, 3.0, 6.0           # px, std; 0 = none
 COSTS = 'pixel', 'scales'
-OWN = {'n_clips': 50, 'horizon': 5, 'n_samples': 64, 'n_iters': 6}     # where the keys say 0
+FRAMES = 'last', 'cheapest'
+NOT_GIVEN = {'n_keep': -1, 'n_proposals': -1}         # of other keys 0 or ''
+AT_ONCE = 64                         # windows that a CPU imagines together: their numbers fit its caches
 
 
-def windows(cfg, keys, M):
-    """One window is as long as a plan: frames, and all moves between them."""
-    k = cfg.frame_skip
-    span = keys.horizon * k + 1
-    return {cfg.input: range(0, span, k), 'state': range(span), 'action': range(span - 1)}
+def windows(cfg):
+    """What the model reads of the data to be judged on: one move. The tasks cut their own windows."""
+    return {cfg.input: range(0, cfg.frame_skip + 1, cfg.frame_skip), 'action': range(cfg.frame_skip)}
+
+
+def filled(keys, own):
+    """The keys, with the world's own in place of those that are not given; refuses what cannot be."""
+    for key, value in own.items():
+        if getattr(keys, key) == NOT_GIVEN.get(key, type(value)()):
+            keys = replace(keys, **{key: value})
+    keys = replace(keys, n_elites=keys.n_elites or max(2, keys.n_samples // 10))
+    for key, low, high in (('n_samples', 2, np.inf), ('n_elites', 2, keys.n_samples),
+                           ('n_keep', 0, keys.n_elites), ('n_proposals', 0, keys.n_samples - 1)):
+        if not low <= getattr(keys, key) <= high:
+            sys.exit(f'plan protocol: {key} = {getattr(keys, key)}: must lie in {low}..{high}')
+    return keys
 
 
 @torch.no_grad()
 def evaluate(model, folder, keys, rank=0, quiet=True):
-    """Every rank does all the work. keys: those of plan.py, with OWN in place of zeros."""
-    cfg, M = model.cfg, common.file_of(model)
-    store = Store(folder, 'val', windows(cfg, keys, M), hint='horizon')
+    """Every rank does all the work. keys: those of plan.py."""
+    cfg = model.cfg
+    if cfg.input != 'video':
+        sys.exit(f'plan protocol: this model dreams {cfg.input}s; to compare them with a picture needs vae.py, '
+                 'which is not there yet')
+    store = Store(folder, 'val', windows(cfg))
     common.fits(cfg, store)
     live = simulator(store.meta)
     if not hasattr(live, 'Tasks'):
         sys.exit(f'plan protocol: {folder}/meta.json names no world (env) that has Tasks; plan on '
-                 'wall_pixels, made anew if it is older')
-    device = common.device_of(model)
-    tasks = live.Tasks(store, keys.family, keys.n_clips, keys.horizon, cfg.frame_skip, keys.seed, device)
-    imagined = {'': lambda context, action: model.rollout(
-        {key: context[key] for key in (cfg.input, 'action')}, action, chunk=keys.futures_at_once,
-        generator=torch.Generator(device).manual_seed(keys.seed)), 'simulator_': tasks.simulator.rollout}
-    plans, seconds = dict(tasks.rivals), {}
+                 'wall_pixels or minihack_boulders, made anew if they are older')
+    keys = filled(keys, live.Tasks.OWN)
+    if keys.frame not in FRAMES:
+        sys.exit(f'plan protocol: frame = {keys.frame!r}: choose one of {", ".join(FRAMES)}')
+    tasks = live.Tasks(store, keys.family, keys.n_clips, keys.horizon, cfg.frame_skip, keys.seed,
+                       common.device_of(model))
+    if tasks.low is None and (keys.n_keep or keys.n_proposals):
+        sys.exit('plan protocol: n_keep, n_proposals: this world has one-hot actions, whose search (cem.choose) '
+                 'knows neither; leave them at 0')
+    imagined = {'': dreams(model, keys), 'simulator_': tasks.simulator.rollout}
+    made, seconds, film = dict(tasks.rivals), {}, None
     todo = [(who + cost, who, cost) for who in imagined for cost in COSTS]
     todo += [('other', '', 'scales'), ('simulator_distance', 'simulator_', 'distance')]
     for name, who, cost in tqdm(todo, desc='plan', disable=quiet or rank > 0 or None, leave=False):
-        began = time.time()
         wanted = tasks.goal.roll(1, 0) if name == 'other' else tasks.goal
-        asked = price(cost, keys.frame, cfg.input, tasks.start, wanted, tasks.distance)
-        plans[name] = search(imagined[who], tasks, asked, keys)
-        seconds[name] = (time.time() - began) / len(wanted)
+        made[name], seconds[name], dreamed = act(tasks, imagined[who], cost, wanted, keys)
+        if name == 'scales':
+            film = dreamed
+    ends = {name: tasks.after(moves) for name, moves in made.items()}
+    if keys.gif and rank == 0:
+        from draw.goals import draw  # here, because only pictures need imageio
+        draw(keys.gif, tasks, made['scales'], film, ends['scales'])
     result = {}
-    for name, plan in plans.items():
-        error = tasks.error(tasks.carry_out(plan))
+    for name, end in ends.items():
+        error = tasks.error(end)
         result |= rates(name, tasks.success(error), tasks.away)
         result[f'error_{name}'] = float(np.median(error))
     result |= {f'seconds_per_plan_{name}': value for name, value in seconds.items()}
     return common.plain(result | dict(
-        family=tasks.family, n_clips=len(tasks.away), horizon=keys.horizon, frame=keys.frame,
-        n_samples=keys.n_samples, n_iters=keys.n_iters, n_elites=keys.n_elites, n_keep=keys.n_keep,
-        n_proposals=keys.n_proposals, seed=keys.seed))
+        family=tasks.family, n_clips=len(tasks.away), horizon=keys.horizon, looks=tasks.looks,
+        frame=keys.frame, n_samples=keys.n_samples, n_iters=keys.n_iters, n_elites=keys.n_elites,
+        n_keep=keys.n_keep, n_proposals=keys.n_proposals, seed=keys.seed))
 
 
-def search(rollout, tasks, cost, keys):
-    """Commands (B, K, A) that should lead to the goals."""
-    generator = torch.Generator(tasks.low.device).manual_seed(keys.seed)
-    return cem.plan(lambda context, plan: rollout(context, tasks.commands(plan)), tasks.start, cost,
-                    keys.horizon, tasks.low, tasks.high, n_samples=keys.n_samples, n_iters=keys.n_iters,
-                    n_elites=keys.n_elites, n_keep=keys.n_keep, generator=generator,
-                    proposals=tasks.proposals(keys.n_proposals) if keys.n_proposals else None)
-
-
-@torch.no_grad()
-def moves_to(model, meta, start, goal, seed):
-    """For play.py: actions (lists of A numbers) whose dream ends like the goal (1, H, W, C), or passes it."""
-    k, onehot = model.cfg.frame_skip, meta['action_kind'] == 'onehot'
-    cost = price('scales', 'cheapest' if onehot else 'last', 'video', start, goal)
-    draw = torch.Generator(goal.device).manual_seed(seed)
-
+def dreams(model, keys):
+    """rollout(context, actions) of the model, which of the context sees pictures and moves alone."""
     def rollout(context, action):
-        noise = torch.Generator(goal.device).manual_seed(seed)
-        return model.rollout(context, action.repeat(1, 1, 1, k), generator=noise)
-    if onehot:
-        plan = cem.choose(rollout, start, cost, 6, model.cfg.action_dim, n_samples=64, generator=draw)
-    else:
-        far = np.abs(list(meta['play_keys'].values())).max(0)
-        plan = cem.plan(rollout, start, cost, OWN['horizon'], -far, far, n_samples=64, generator=draw)
-    return plan[0].tolist()
+        noise = torch.Generator(action.device).manual_seed(keys.seed)
+        seen = {key: context[key] for key in (model.cfg.input, 'action')}
+        chunk = keys.futures_at_once
+        if not chunk and action.device.type == 'cpu':
+            chunk = max(1, AT_ONCE // len(action))
+        return model.rollout(seen, action, chunk=chunk, generator=noise)
+    return rollout
 
 
-def price(cost, frame, key, start, goal, distance=None):
+def act(tasks, rollout, cost, wanted, keys):
+    """
+    Look, plan, make the first `pace` moves of the plan, look again; who stands at the goal is done.
+    -> the commands that were made (B, looks * pace, A), 0 after the end; seconds per plan; what the chosen
+    ones were imagined to look like (B, looks * pace, H, W, C).
+    """
+    began, plans, context = time.time(), 0, tasks.start
+    made, film = tasks.nothing, []
+    for look in range(tasks.looks):
+        todo = (context['video'][:, -1] != tasks.goal).flatten(1).any(1)             # (B,)
+        if not todo.any():
+            break
+        plans += int(todo.sum())
+        seen = {key: value[todo] for key, value in context.items()}
+        asked = price(cost, keys.frame, seen, wanted[todo], tasks.where[todo], tasks.distance)
+        plan = search(rollout, tasks, seen, asked, keys, keys.seed + look)[:, :tasks.pace]
+        step = plan.new_zeros(len(todo), *plan.shape[1:])
+        step[todo] = plan
+        made = torch.cat([made, step], 1)
+        if keys.gif:
+            shown = tasks.goal[:, None].repeat(1, tasks.pace, 1, 1, 1)
+            shown[todo] = rollout(seen, tasks.commands(plan[:, None]))['video'][:, 0]
+            film.append(shown)
+        context = tasks.after(made)
+    return made, (time.time() - began) / max(1, plans), torch.cat(film, 1) if film else None
+
+
+def search(rollout, tasks, context, cost, keys, seed):
+    """Commands (B, K, A) that should lead to the goals."""
+    generator = torch.Generator(tasks.goal.device).manual_seed(seed)
+    how = dict(n_samples=keys.n_samples, n_iters=keys.n_iters, n_elites=keys.n_elites, generator=generator)
+
+    def imagine(context, plan):
+        return rollout(context, tasks.commands(plan))
+    if tasks.low is None:                                            # one-hot
+        return cem.choose(imagine, context, cost, keys.horizon, tasks.nothing.shape[2], **how)
+    given = None
+    if keys.n_proposals:
+        given = tasks.proposals(keys.n_proposals)                    # (P, K, A)
+        given = given.expand(len(context['video']), *given.shape)
+    return cem.plan(imagine, context, cost, keys.horizon, tasks.low, tasks.high, n_keep=keys.n_keep,
+                    proposals=given, **how)
+
+
+def price(cost, frame, start, goal, where=None, distance=None):
     """
     -> cost(future) (B, N) of futures (B, N, K, ...): how much their last frame, or the frame of the path that
     does so most, looks like the goal (B, H, W, C). start: the context of the futures.
     pixel       mean squared error. It is constant once two dots no longer overlap, so it gives no direction
     scales      the same of blurred pictures, divided by that of the start, summed over BLURS
-    distance    the world's own, in a straight line, of its true state: for a simulator
+    distance    the world's own, of its true state, to the true state `where`: for a simulator
     """
-    def near(future):
+    first, terms = start['video'][:, -1].float(), []
+    for sigma in BLURS if cost == 'scales' else BLURS[:1]:
+        target = blur(goal, sigma)
+        at_start = error(blur(first, sigma), target).clamp(min=1e-6) if cost == 'scales' else torch.ones(1)
+        terms.append((sigma, target[:, None, None], at_start.to(goal.device)[:, None, None]))
+
+    def near(future):                                                # (B, N, K)
         if cost == 'distance':
-            return distance(future['state'])                         # (B, N, K)
-        frames, first = future[key], start[key][:, -1].float()
-        total = 0
-        for sigma in BLURS if cost == 'scales' else BLURS[:1]:
-            apart = error(blur(frames, sigma), blur(goal, sigma)[:, None, None])
-            if cost == 'scales':
-                at_start = error(blur(first, sigma), blur(goal, sigma)).clamp(min=1e-6)
-                apart = apart / at_start[:, None, None]
-            total = total + apart
-        return total
+            return distance(future['state'], where)
+        return sum(error(blur(future['video'], sigma), target) / unit for sigma, target, unit in terms)
     return lambda future: near(future)[..., -1] if frame == 'last' else near(future).amin(-1)
 
 
@@ -144,6 +198,23 @@ def blur(frames, sigma):
     return x.view(-1, C, H, W).permute(0, 2, 3, 1).reshape(frames.shape)
 
 
+def moves_to(model, meta, start, goal, seed):
+    """For play.py: actions (lists of A numbers) whose dream ends like the goal (1, H, W, C), or passes it."""
+    k, onehot = model.cfg.frame_skip, meta['action_kind'] == 'onehot'
+    cost = price('scales', 'cheapest' if onehot else 'last', start, goal)
+    draw = torch.Generator(goal.device).manual_seed(seed)
+
+    def rollout(context, action):
+        noise = torch.Generator(goal.device).manual_seed(seed)
+        return model.rollout(context, action.repeat(1, 1, 1, k), generator=noise)
+    if onehot:
+        plan = cem.choose(rollout, start, cost, 6, model.cfg.action_dim, n_samples=64, generator=draw)
+    else:
+        far = np.abs(list(meta['play_keys'].values())).max(0)
+        plan = cem.plan(rollout, start, cost, 5, -far, far, n_samples=64, generator=draw)
+    return plan[0].tolist()
+
+
 def rates(name, won, away):
     """Success of a row with its interval; and of the tasks that start nearer and farther than the median."""
     near = away <= np.median(away)
@@ -154,7 +225,7 @@ def rates(name, won, away):
 
 def show(result):
     print(f'{result["family"]}: {result["n_clips"]} goals given as a picture; share reached at the end, its '
-          '95 % interval, nearer and farther half, median distance', file=sys.stderr)
+          '95 % interval, nearer and farther half, median error', file=sys.stderr)
     for key in result:
         if key.startswith('success_') and f'{key}_ci' in result:
             name, (low, high) = key.removeprefix('success_'), result[f'{key}_ci']

@@ -13,10 +13,9 @@ Goals of a model that sees pictures are pictures: protocols/goals.py. Below, goa
 What a command is, what it costs and when a goal is reached are the world's own business: Task in
 data/<name>/env.py. All goals are planned at once: members x n_clips x n_samples windows in memory.
 """
-import math
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,53 +23,50 @@ from tqdm import tqdm
 
 import cem
 from data.loader import Store, simulator
+from draw.common import check_out
 from protocols import common, goals
 
 HINT = 'horizon'
 
 
-OWN = {'n_clips': 16, 'horizon': 50, 'n_samples': 128, 'n_iters': 12}     # where the keys say 0
+# where the keys are not given, and goals are states
+OWN = {'n_clips': 16, 'horizon': 50, 'n_samples': 128, 'n_iters': 12, 'n_keep': 0, 'n_proposals': 0}
 
 
 @dataclass
 class Keys:
     n_clips: int = 0              # goals, drawn by seed; 0 = 16 states or 50 pictures
-    horizon: int = 0              # frames from start to goal; 0 = 50, or 5 of a model that sees pictures
+    horizon: int = 0              # frames that are planned; 0 = 50, of pictures what the world says
     knots: int = 2                # states: commands that are planned; the task fills the frames in between
-    n_samples: int = 0            # futures per round; 0 = 128, or 64 for pictures
-    n_iters: int = 0              # rounds; 0 = 12, or 6 for pictures
+    n_samples: int = 0            # futures per round; 0 = 128, of pictures what the world says
+    n_iters: int = 0              # rounds; 0 = 12, of pictures what the world says
     n_elites: int = 0             # futures that the next round is drawn around; 0 = a tenth of n_samples
     seed: int = 42                # of goals and futures
     # of pictures alone
     family: str = ''              # which goals, by the world's own names; '' = its first
-    frame: str = 'last'           # which imagined frame shall look like the goal: last | cheapest
-    n_keep: int = 0               # elites that take part in the next round, too
-    n_proposals: int = 0          # recorded plans among the futures of the first round
-    futures_at_once: int = 0      # futures of a goal that are imagined at a time; 0 = all
+    frame: str = ''               # which imagined frame shall look like the goal: last | cheapest
+    n_keep: int = -1              # elites that take part in the next round, too; -1 = what the world says
+    n_proposals: int = -1         # recorded plans among the futures of the first round; -1 the same
+    futures_at_once: int = 0      # futures of a goal that are imagined at a time; 0 = all, on a CPU few
+    gif: str = ''                 # a file to draw some tasks to: what was done, what was imagined, the goal
+
+
+PICTURES = {'family': '', 'frame': '', 'n_keep': -1, 'n_proposals': -1, 'futures_at_once': 0, 'gif': ''}
 
 
 def windows(cfg, keys, M):
     """From the first frame of the context to the goal; refuses keys that make no sense."""
     common.at_least('plan', keys, n_clips=0, horizon=0, knots=1, n_samples=0, n_iters=0, n_elites=0, seed=0,
-                    n_keep=0, n_proposals=0, futures_at_once=0)
-    keys = filled(keys, M)
-    for key, low, high in (('n_samples', 2, math.inf), ('n_elites', 2, keys.n_samples),
-                           ('n_keep', 0, keys.n_elites), ('n_proposals', 0, keys.n_samples - 1)):
-        if not low <= getattr(keys, key) <= high:
-            sys.exit(f'plan protocol: {key} = {getattr(keys, key)}: must lie in {low}..{high}')
-    if keys.frame not in ('last', 'cheapest'):
-        sys.exit(f'plan protocol: frame = {keys.frame!r}: choose one of last, cheapest')
+                    n_keep=-1, n_proposals=-1, futures_at_once=0)
     if M.EVAL[0] == 'video':
-        return goals.windows(cfg, keys, M)
-    n_context = context_frames(cfg, M)
+        if keys.gif:
+            check_out(keys.gif, ('.gif',), 'gif')
+        return goals.windows(cfg)
+    given = [key for key, value in PICTURES.items() if getattr(keys, key) != value]
+    if given:
+        sys.exit(f'plan protocol: {", ".join(given)}: only where goals are pictures')
+    keys, n_context = goals.filled(keys, OWN), context_frames(cfg, M)
     return {'state': range(n_context + keys.horizon), 'action': range(n_context + keys.horizon - 1)}
-
-
-def filled(keys, M):
-    """The keys, with a number of ours in place of each 0."""
-    own = goals.OWN if M.EVAL[0] == 'video' else OWN
-    keys = replace(keys, **{key: value for key, value in own.items() if getattr(keys, key) == 0})
-    return replace(keys, n_elites=keys.n_elites or max(2, keys.n_samples // 10))
 
 
 def context_frames(cfg, M):
@@ -82,9 +78,10 @@ def context_frames(cfg, M):
 def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     """Every rank does all the work: the goals are few and are planned together."""
     M = common.file_of(model)
-    span, keys = windows(model.cfg, keys, M), filled(keys, M)
+    span = windows(model.cfg, keys, M)
     if M.EVAL[0] == 'video':
         return goals.evaluate(model, folder, keys, rank, quiet)
+    keys = goals.filled(keys, OWN)
     store = Store(folder, 'val', span, hint=HINT)
     common.fits(model.cfg, store)
     world_file = simulator(store.meta)

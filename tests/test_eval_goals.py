@@ -1,9 +1,11 @@
 """
 protocols/goals.py on Wall: the planner whose model is the truth, one whose dreams stand still, costs by hand.
+NetHack's tasks are in test_eval_goals_minihack.py.
 """
 import json
 import sys
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -39,8 +41,7 @@ def build(rollout=None):
 
 
 def tasks_of(folder, family='near', n=12, horizon=5, seed=0):
-    keys = plan.Keys(horizon=horizon)
-    store = Store(folder, 'val', goals.windows(build().cfg, keys, nanowm))
+    store = Store(folder, 'val', goals.windows(build().cfg))
     return wall.Tasks(store, family, n, horizon, 4, seed, torch.device('cpu'))
 
 
@@ -67,10 +68,14 @@ def test_with_the_world_in_the_models_place(folder):
     assert (result['n_clips'], result['horizon'], result['n_elites'], result['family']) == (8, 5, 4, 'near')
 
 
-def test_a_model_that_sees_no_move(folder):
+def test_a_model_that_sees_no_move(folder, tmp_path):
     """An untrained net with skip dreams that all stays: nothing to choose by, so little is reached."""
+    drawn = tmp_path / 'plan.gif'
     result = plan.evaluate(build(), folder, plan.Keys(**FEW, family='far', frame='cheapest', n_keep=2,
-                                                      n_proposals=4, futures_at_once=16))
+                                                      n_proposals=4, futures_at_once=16, gif=str(drawn)))
+    film = iio.imread(drawn)
+    assert film.shape[0] >= 6 and film.shape[2] == 3 * 3 * 32        # start and five frames; three sides
+    assert (film[1:] != film[:-1]).any()
     assert result['success_pixel'] <= 0.25 and result['success_simulator_distance'] > result['success_pixel']
     assert result['seconds_per_plan_pixel'] > 0 and result['n_proposals'] == 4
 
@@ -87,15 +92,15 @@ def test_families(folder, family):
     if family == 'far': assert rooms.all() and (apart >= wall.FAR - 1e-4).all()
     if family == 'door': assert not rooms.any()
     assert np.array_equal(tasks.goal, wall.picture(goal.astype(np.float64)))
-    assert not tasks.success(tasks.error(tasks.carry_out(tasks.rivals['no_move']))).any()
+    assert not tasks.success(tasks.error(tasks.after(tasks.rivals['no_move']))).any()
 
 
 def test_recorded_moves_reach_their_own_goal(folder):
     """A window's moves, averaged over each frame's four, end near its goal: goals can be reached."""
     tasks = tasks_of(folder)
     own = tasks.start['state'].new_tensor(np.roll(tasks.rivals['recorded'], -1, 0))
-    reached = tasks.success(tasks.error(tasks.carry_out(own)))
-    others = tasks.success(tasks.error(tasks.carry_out(tasks.rivals['recorded'])))
+    reached = tasks.success(tasks.error(tasks.after(own)))
+    others = tasks.success(tasks.error(tasks.after(tasks.rivals['recorded'])))
     assert reached.mean() > 0.7 > 0.4 > others.mean()
 
 
@@ -132,7 +137,7 @@ def test_costs_by_hand(folder):
 
     def cost(name, frame='last', upto=4):
         cut = {key: value[:, :, :upto] for key, value in future.items()}
-        return goals.price(name, frame, 'video', tasks.start, tasks.goal, tasks.distance)(cut)[:, 0]
+        return goals.price(name, frame, tasks.start, tasks.goal, tasks.where, tasks.distance)(cut)[:, 0]
     assert torch.allclose(cost('scales', upto=1), torch.full((12,), 4.0), atol=1e-3)
     assert cost('scales', upto=3).max() < 1e-2 and cost('pixel', upto=3).max() < 1
     assert torch.equal(cost('scales', 'cheapest'), cost('scales', upto=3))

@@ -74,14 +74,18 @@ class Fixed:
         return seen
 
     def frame(self):
-        picture = tiles()[self.glyphs()]                             # (rows, cols, 4, 4, 3)
-        rows, cols = picture.shape[:2]
-        return picture.transpose(0, 2, 1, 3, 4).reshape(rows * TILE, cols * TILE, 3)
+        return picture(self.glyphs())
 
     def player(self):
         """The player's cell (y, x) in the picture."""
         y, x = self.env.position()
         return y - self.box[0], x - self.box[1]
+
+
+def picture(glyphs):
+    """(..., rows, cols) -> (..., 4 rows, 4 cols, 3) uint8."""
+    drawn = np.swapaxes(tiles()[glyphs], -4, -3)                     # (..., rows, 4, cols, 4, 3)
+    return drawn.reshape(*glyphs.shape[:-2], glyphs.shape[-2] * TILE, glyphs.shape[-1] * TILE, 3)
 
 
 def inside(glyphs):

@@ -100,33 +100,43 @@ class Simulator:
 
 class Tasks:
     """
-    Bring the dot to where a picture shows it: what protocols/goals.py wants of a world. B tasks, a plan of K
-    commands (B, N, K, A); a command is held for `skip` moves, one frame of the model.
+    Bring the dot to where a picture shows it: what protocols/goals.py wants of a world. For another world
+    write a Tasks with these names into data/<name>/env.py. B tasks, a plan of K commands of A numbers.
 
-        Tasks(store, family, n, horizon, skip, seed, device)      store: windows of val, one plan long
-        .family        near: from the start of a window to its end, unless that is where it starts
+        Tasks(store, family, n, horizon, skip, seed, device)
+            store: the val split, which also says where it lies; skip: moves that a frame of the model takes
+        .OWN           what the keys of protocols/plan.py are where they are not given
+        .family        near: from the start of a recorded window to its end, unless it starts there already
                        far: two places of one room, at least FAR apart; door: one place in each room
-        .start         context of a rollout: video (B, 1, H, W, C), state (B, 1, S), action (B, 0, skip A)
-        .goal          (B, H, W, C) picture
-        .low, .high (A,), .commands(plan)      what a search may propose -> actions (B, N, K, skip A)
-        .proposals(P)  (B, P, K, A) plans out of recorded windows, the same for all tasks
-        .carry_out(plan (B, K, A))             -> the true future, state (B, 1, K, S)
-        .distance(state) (B, ...)              to the goal, px; .error(future) (B,) at the end, in numpy
-        .success(error) (B,), .away (B,)       near enough? how far is the goal at the start, px
-        .rivals        {name: plan}, plans that need no planning
-        .simulator     the truth, with .rollout(start, actions)
+        .start         what is seen at first: video (B, 1, H, W, C), action (B, 0, skip A), and anything that
+                       the simulator wants to know
+        .goal          (B, H, W, C) picture; .where (B, S) its true state
+        .looks, .pace  how often one looks and plans; how many commands of each plan are then made
+        .nothing       (B, 0, A), no command made; .after(commands (B, m, A)) -> what is seen after them
+        .low, .high    (A,) what a search may propose; None where actions are one-hot
+        .commands(plan (B, N, K, A))           -> actions (B, N, K, skip A) for model and simulator
+        .proposals(P)                          -> (P, K, A) plans out of windows of the train split
+        .distance(state (B, ...), where)       how far from the goal a simulated future is (B, ...)
+        .error(seen) (B,), .success(error)     how wrong it is where one stands, in numpy; near enough?
+        .away (B,)     how far the goal is at the start
+        .rivals        {name: commands (B, looks * pace, A)} that need no planning
+        .simulator     the truth, with .rollout(seen, actions) -> video (B, N, K, H, W, C), state (B, N, K, S)
     """
+    OWN = {'n_clips': 50, 'horizon': 5, 'n_samples': 64, 'n_iters': 8, 'n_keep': 3, 'n_proposals': 32,
+           'frame': 'last'}
     FAMILIES = 'near', 'far', 'door'
+    looks = 1                            # a plan is carried out to its end
 
     def __init__(self, store, family, n, horizon, skip, seed, device):
         import torch
+
+        from data.loader import Store
         self.family, self.skip, rng = family or self.FAMILIES[0], skip, np.random.default_rng(seed)
         if self.family not in self.FAMILIES:
             raise ValueError(f'family = {family!r}: Wall has {", ".join(self.FAMILIES)}')
+        span = horizon * skip + 1
+        store = Store(store.folder, 'val', {'state': range(span), 'action': range(span - 1)}, hint='horizon')
         windows = store.windows_at(rng.permutation(len(store))[:4 * n + 64])
-        action = windows['action'].numpy()                                           # (M, K skip, 2)
-        # a recorded plan: the mean of the moves of each frame
-        self.recorded = action.reshape(len(action), horizon, skip, 2).mean(2).astype(np.float32)
         starts, goals = windows['state'][:, 0].numpy(), windows['state'][:, -1].numpy()
         if self.family != 'near':
             starts, goals = pairs(self.family, len(starts), rng)
@@ -139,6 +149,8 @@ class Tasks:
         def there(x):
             return torch.as_tensor(x, dtype=torch.float32, device=device)
         B = len(starts)
+        self.pace, self.seed, self.nothing = horizon, seed, there(np.zeros((B, 0, 2)))
+        self.train = Store(store.folder, 'train', {'action': range(span - 1)})
         self.start = {'video': there(picture(starts))[:, None], 'state': there(starts)[:, None],
                       'action': there(np.zeros((B, 0, 2 * skip)))}
         self.goal, self.where = there(picture(goals)), there(goals)
@@ -147,29 +159,33 @@ class Tasks:
         self.simulator = Simulator()
         straight = np.repeat((goals - starts)[:, None] / (STEP * skip * horizon), horizon, 1)
         self.rivals = {'no_move': there(np.zeros((B, horizon, 2))),
-                       'recorded': there(self.recorded[np.roll(kept, 1)]),           # another task's
+                       'recorded': self.recorded(windows['action'][np.roll(kept, 1)]),       # another task's
                        'straight': there(straight)}
 
+    def recorded(self, moves):
+        """Moves (M, K skip, 2) of windows -> plans (M, K, 2): the mean of the moves of each frame."""
+        return moves.to(self.goal).unflatten(1, (-1, self.skip)).mean(2)
+
     def proposals(self, P):
-        if P > len(self.recorded):
-            raise ValueError(f'n_proposals = {P}: there are {len(self.recorded)} recorded windows')
-        plans = self.where.new_tensor(self.recorded[len(self.recorded) - P:])
-        return plans.expand(len(self.where), *plans.shape)
+        if P > len(self.train):
+            raise ValueError(f'n_proposals = {P}: the train split has {len(self.train)} windows')
+        some = np.random.default_rng([self.seed, 1]).permutation(len(self.train))[:P]
+        return self.recorded(self.train.windows_at(some)['action'])
 
     def commands(self, plan):
         """A command that is longer than any move of the data is cut: in a box of two numbers corners are."""
         length = plan.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-        return (plan * (LONGEST / length).clamp(max=1)).repeat(*[1] * (plan.dim() - 1), self.skip)
+        return (plan * (LONGEST / length).clamp(max=1)).repeat(1, 1, 1, self.skip)
 
-    def carry_out(self, plan):
-        return self.simulator.rollout(self.start, self.commands(plan)[:, None])
+    def after(self, made):
+        end = self.simulator.rollout(self.start, self.commands(made[:, None]))
+        return self.start | {key: end[key][:, 0, -1:] for key in ('video', 'state')}
 
-    def distance(self, state):
-        goal = self.where.view(len(self.where), *[1] * (state.dim() - 2), 2)
-        return (state - goal).norm(dim=-1)
+    def distance(self, state, where):
+        return (state - where.view(len(where), *[1] * (state.dim() - 2), 2)).norm(dim=-1)
 
-    def error(self, future):
-        return self.distance(future['state'])[:, 0, -1].cpu().numpy()
+    def error(self, seen):
+        return self.distance(seen['state'][:, -1], self.where).cpu().numpy()
 
     def success(self, error):
         return error < REACHED
