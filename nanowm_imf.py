@@ -30,6 +30,7 @@ from nanowm import EVAL, PAD, Config, change_map, example, timestep_embedding  #
 SAMPLING = ('sample_steps',)
 STILL, JUMP = 0.25, 0.5       # shares of a batch: r = t, uniform; t = 1 and r = 0, what one step asks for
 NEWEST_T = 0.02               # no t is smaller, because u divides by it
+TURNS = 4.0                   # radians per unit of t. nanowm.py has 1000, and then du/dt is a thousand times as large
 WANTED = {'pred': 'x', 'context_t': -1, 'context_loss': False, 'history_level': -1.0, 'snr_gamma': 0.0}
 
 PRESETS = {name: replace(cfg, num_frames=2, n_context=1, **WANTED) for name, cfg in nanowm.PRESETS.items()}
@@ -71,7 +72,7 @@ class Model(nanowm.Model):
         """(B, T, 2), t and t - r of each frame, or (B, T) for clean context alone -> (B, T, D)."""
         if t.dim() == 2:
             t = t.new_zeros(*t.shape, 2)
-        t, span = (t * self.cfg.timesteps).unbind(-1)
+        t, span = (t * TURNS).unbind(-1)
         return self.t_embedder(timestep_embedding(t)) + self.span_embedder(timestep_embedding(span))
 
     def frame(self, z, r, t, context, action):

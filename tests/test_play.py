@@ -163,6 +163,29 @@ def test_in_a_terminal(run, tmp_path):
     assert len(imageio.imread(tmp_path / 'x.gif')) == 7
 
 
+def test_ten_frames_a_second_of_the_demo(tmp_path):
+    """
+    The demo's network at its default steps beside the real game, 152 x 39 cells, one thread: from a key to
+    its picture on the screen. The best of four tens, because the tests may not be alone on the machine.
+    """
+    script('data/minihack/prepare.py', '--level=boulders', f'--out={tmp_path}/data/minihack_boulders',
+           '--episodes=4', '--moves=8', '--val=0.5', '--workers=1')
+    script('train.py', 'config/minihack_wm_cpu.py', f'--data_dir={tmp_path}/data', f'--out_dir={tmp_path}/out',
+           '--max_steps=1', '--batch_size=2', '--val_batches=1')
+    screen, rates = Pseudo(tmp_path, columns=160, rows=50), []
+    screen.until('0 moves since the last look')
+    for ten in range(4):
+        began = time.time()
+        for i in range(10 * ten + 1, 10 * ten + 11):
+            screen.send('hjkl'[i % 4])
+            screen.until(f'{i} moves since')
+        rates.append(10 / (time.time() - began))
+    screen.send('q')
+    screen.until('pictures')
+    print('frames per second', [round(rate, 1) for rate in rates])
+    assert max(rates) >= 10, rates
+
+
 @pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_gives_the_screen_back(run, number, code):
     screen = Pseudo(run)
