@@ -76,7 +76,7 @@ class Terminal:
         return ''
 
     def draw(self, picture, lines):
-        columns = os.get_terminal_size(self.fd).columns
+        columns = os.get_terminal_size(self.fd).columns or 80        # 0: a pseudo-terminal that was not told
         words = ''.join(f'\x1b[0m{line[:columns - 1]}\x1b[K\r\n' for line in lines)
         self.write('\x1b[H' + (half_blocks(picture) if picture is not None else '') + words + '\x1b[J')
 

@@ -74,9 +74,13 @@ def evaluate(model, folder, keys, rank=0, quiet=True):
         sys.exit(f'plan protocol: frame = {keys.frame!r}: choose one of {", ".join(FRAMES)}')
     tasks = live.Tasks(store, keys.family, keys.n_clips, keys.horizon, cfg.frame_skip, keys.seed,
                        common.device_of(model))
-    if tasks.low is None and (keys.n_keep or keys.n_proposals):
-        sys.exit('plan protocol: n_keep, n_proposals: this world has one-hot actions, whose search (cem.choose) '
-                 'knows neither; leave them at 0')
+    onehot = tasks.low is None
+    if onehot != (store.meta.get('action_kind') == 'onehot'):
+        sys.exit(f'plan protocol: {folder}/meta.json: action_kind = {store.meta.get("action_kind")!r}, but the '
+                 f'world {store.meta["env"]} has {"one-hot actions" if onehot else "a box"}; make the data anew')
+    if onehot and (keys.n_keep or keys.n_proposals):
+        sys.exit('plan protocol: n_keep, n_proposals: this world has one-hot actions, whose search '
+                 '(cem.choose) knows neither; leave them at 0')
     imagined = {'': dreams(model, keys), 'simulator_': tasks.simulator.rollout}
     made, seconds, film = dict(tasks.rivals), {}, None
     todo = [(who + cost, who, cost) for who in imagined for cost in COSTS]

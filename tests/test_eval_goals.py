@@ -170,6 +170,9 @@ def test_a_world_that_cannot_be_planned_in(folder, tmp_path):
     from pathlib import Path
     shutil.copytree(folder, tmp_path / 'old')
     meta = json.loads(Path(folder, 'meta.json').read_text())
+    (tmp_path / 'old' / 'meta.json').write_text(json.dumps(meta | {'action_kind': 'onehot'}))
+    with pytest.raises(SystemExit, match="action_kind = 'onehot', but the world data.wall.env has a box"):
+        plan.evaluate(build(), str(tmp_path / 'old'), plan.Keys())
     del meta['env']
     (tmp_path / 'old' / 'meta.json').write_text(json.dumps(meta))
     with pytest.raises(SystemExit, match='old/meta.json names no world .env. that has Tasks'):

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -125,10 +126,10 @@ def test_half_blocks_hold_the_picture():
 class Pseudo:
     """play.py in a pseudo-terminal."""
 
-    def __init__(self, run, *flags, columns=80, rows=40):
+    def __init__(self, run, *flags, columns=80, rows=40, code=None):
         master, slave = pty.openpty()
         env = os.environ | {'COLUMNS': str(columns), 'LINES': str(rows), 'OMP_NUM_THREADS': '1'}
-        command = [sys.executable, 'play.py', f'--ckpt={run}/out', *flags]
+        command = [sys.executable, *(['-c', code] if code else ['play.py', f'--ckpt={run}/out', *flags])]
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=slave, stdout=slave,
                                         stderr=subprocess.STDOUT, close_fds=True, start_new_session=True)
         os.close(slave)
@@ -195,6 +196,19 @@ def test_a_signal_gives_the_screen_back(run, number, code):
     screen.until(LEAVES)
 
 
+def test_a_mistake_gives_the_screen_back():
+    """Then its traceback can be read, on a terminal that echoes and waits for whole lines again."""
+    screen = Pseudo('', code='from draw.terminal import Terminal\n'
+                             'with Terminal() as terminal:\n'
+                             '    terminal.draw(None, ["taken"])\n'
+                             '    raise ValueError("a mistake")\n')
+    screen.until('ValueError: a mistake')
+    assert screen.said.index('taken') < screen.said.index(LEAVES) < screen.said.index('Traceback')
+    assert screen.process.wait(30) == 1
+    flags = termios.tcgetattr(screen.master)[3]
+    assert flags & termios.ECHO and flags & termios.ICANON
+
+
 def test_a_terminal_that_is_too_small(run):
     screen = Pseudo(run, columns=60, rows=20)
     screen.until('the terminal has 60 x 20 cells; want 68 x 19')
@@ -216,6 +230,17 @@ def test_keys_write_the_gif(run):
 def test_bad_input_is_one_line(run, flags, line):
     _, err = script('play.py', f'--ckpt={run}/out', *flags, code=1)
     assert line in one_line(err)
+
+
+def test_a_model_of_latents(run, tmp_path):
+    """There is nothing to show without the codec that made them."""
+    shutil.copytree(run / 'out', tmp_path / 'out')
+    path, = Path(tmp_path, 'out').glob('step_*/meta.json')
+    meta = json.loads(path.read_text())
+    meta['model_config']['input'] = 'latent'
+    path.write_text(json.dumps(meta))
+    _, err = script('play.py', f'--ckpt={tmp_path}/out', '--keys=l', code=1)
+    assert 'this model reads latent, action; play.py wants one that dreams pixels' in one_line(err)
 
 
 def test_data_made_before_there_were_keys(run, tmp_path):
