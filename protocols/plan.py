@@ -59,6 +59,8 @@ def windows(cfg, keys, M):
     common.at_least('plan', keys, n_clips=0, horizon=0, knots=1, n_samples=0, n_iters=0, n_elites=0, seed=0,
                     n_keep=-1, n_proposals=-1, futures_at_once=0)
     if M.EVAL[0] == 'video':
+        if keys.knots != Keys.knots:
+            sys.exit('plan protocol: knots: only where goals are states')
         if keys.gif:
             check_out(keys.gif, ('.gif',), 'gif')
         return goals.windows(cfg)

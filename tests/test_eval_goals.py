@@ -156,7 +156,7 @@ def test_costs_by_hand(folder):
     (dict(n_elites=65), 'n_elites = 65: must lie in 2..64'),
     (dict(n_proposals=64), 'n_proposals = 64: must lie in 0..63'),
     (dict(frame='best'), "frame = 'best': choose one of last, cheapest"),
-    (dict(futures_at_once=-1), 'futures_at_once = -1'),
+    (dict(futures_at_once=-1), 'futures_at_once = -1'), (dict(knots=3), 'knots: only where goals are states'),
     (dict(horizon=13), 'a window spans 53 frames')])
 def test_what_cannot_be(folder, asked, line):
     with pytest.raises(SystemExit, match=line):
