@@ -1,8 +1,8 @@
 """
 A world model that dreams in one step: nanowm.py with improved MeanFlow in place of denoising. A first try.
 
-"Improved Mean Flows" (Geng et al. 2025, arXiv 2512.02012). imf_policy.py explains it; here x is the next frame,
-and the network is asked for a frame, not for a velocity, because then it can predict the change (`skip`):
+"Improved Mean Flows" (Geng et al. 2025, arXiv 2512.02012). imf_policy.py explains it; here x is the next
+frame, and the network is asked for a frame, not for a velocity, because then it can predict the change:
 
     z_t = (1 - t) x + t e              e is noise, t = 1 all noise; v(z, t) = E[e - x | z_t]
     u(z_t, r, t) = (z_t - f) / t       f(z_t, r, t) is what the network says; u the mean velocity from r to t
@@ -11,7 +11,7 @@ and the network is asked for a frame, not for a velocity, because then it can pr
     sampler: z_r = z_t - (t - r) u     one step from t = 1 to r = 0 gives f itself
 
 With r = t it is the loss of nanowm.py with pred = 'x'. Where the next frame is certain, f = x at all r and t,
-so du/dt has nothing to add; it would where several futures are possible. Read `Model.forward`, `du_dt`, `denoise`.
+so du/dt has nothing to add; it would where several futures are possible. Read `Model.forward` and `du_dt`.
 
 Shapes as in nanowm.py; r, t (B,) in 0..1. Context is always clean, and a window has one new frame: with more,
 each on its own way from noise, du/dt of one would need the others to stand still.
@@ -30,7 +30,7 @@ from nanowm import EVAL, PAD, Config, change_map, example, timestep_embedding  #
 SAMPLING = ('sample_steps',)
 STILL, JUMP = 0.25, 0.5       # shares of a batch: r = t, uniform; t = 1 and r = 0, what one step asks for
 NEWEST_T = 0.02               # no t is smaller, because u divides by it
-TURNS = 4.0                   # radians per unit of t. nanowm.py has 1000, and then du/dt is a thousand times as large
+TURNS = 4.0                   # radians per unit of t: with the 1000 of nanowm.py du/dt explodes
 WANTED = {'pred': 'x', 'context_t': -1, 'context_loss': False, 'history_level': -1.0, 'snr_gamma': 0.0}
 
 PRESETS = {name: replace(cfg, num_frames=2, n_context=1, **WANTED) for name, cfg in nanowm.PRESETS.items()}
@@ -103,7 +103,7 @@ class Model(nanowm.Model):
     @torch.no_grad()
     @torch.compiler.disable
     def du_dt(self, z, r, t, context, action):
-        """sg(du/dt) along (v, 0, 1), v the network's own. Of all kernels of attention one has a forward JVP."""
+        """sg(du/dt) along (v, 0, 1), v the network's own. Only the MATH kernel has forward derivatives."""
         def u(z, r, t):
             return (z - self.frame(z, r, t, context, action)) / t[:, None, None, None, None]
         with torch.autocast(z.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):

@@ -4,14 +4,15 @@ Walk through a dream: the real world on the left, what the model imagines on the
     python play.py --ckpt=out/minihack_wm_cpu                 in a terminal of at least 80 x 24, with colours
     python play.py --ckpt=out/minihack_wm_cpu --keys=llkkjj   without one; writes the same GIF
 
-    arrows, or h j k l       move both          space     look again: the dream gets the true picture
-    + -                      denoising steps    r         another start
-    g                        this picture is the goal     p     plan in the dream, and walk there
-    q                        save a GIF and leave
+    arrows, or h j k l     left, down, up, right     space   look again: the dream gets the true picture
+    g                      the true picture is the goal      p       plan in the dream, and walk there
+    + -                    denoising steps of a frame        r       another start
+    q                      save a GIF and leave              Ctrl-C  leave
 
 The dream sees the true picture at the start and when you look, and your moves; all else is imagined. Under
-the pictures: moves since the last look, how near the dream is to the truth in dB, pictures per second. Where
-nothing can be played live, as with recorded video, there is the dream alone.
+the pictures: moves since the last look, how near the dream is to the truth (PSNR in dB), denoising steps,
+pictures per second. A plan goes a few moves far; in the rooms the planner looks again after each of them. Any
+key stops it. Where nothing can be played live, as with recorded video, there is the dream alone.
 """
 from configurator import configure, polite_exit
 
@@ -19,6 +20,7 @@ polite_exit()
 
 import os
 import shutil
+import signal
 import sys
 import time
 
@@ -28,7 +30,7 @@ import torch
 import checkpoint
 import contract
 from data.loader import Store, read_meta, simulator
-from draw.common import blow_up, check_out, gif
+from draw.common import blank, blow_up, check_out, gif, words
 from draw.terminal import Terminal, fitting
 from protocols.common import fits
 from protocols.goals import moves_to
@@ -44,7 +46,11 @@ device = 'auto'               # auto = cuda if there is one, else cpu
 out = ''                      # .gif; '' = samples/played.gif in the run's folder
 
 OTHER = ' +-rgpq'
-GAP = 4                                                  # px between the two worlds
+NAMES = 'world', 'dream'
+PLAN = {'horizon': 5, 'n_samples': 64, 'n_iters': 6}     # where the world does not say how to plan in it
+GAP, GREY = 4, 96                                        # px between the two worlds, and their colour
+MOST_STEPS = 50                                          # of denoising: more looks like a program that hangs
+PACE = 0.25                                              # s: moves of a plan are to be seen
 
 
 class Game:
@@ -52,12 +58,13 @@ class Game:
 
     def __init__(self, model, meta, start_of, step, seed):
         self.model, self.meta, self.start_of, self.step, self.seed = model, meta, start_of, step, seed
-        self.film, self.goal, self.steps, self.said = [], None, model.cfg.sample_steps, ''
-        self.show, self.took, self.drawing = lambda: None, 0.0, 0.0                  # s
+        self.film, self.goal, self.said = [], None, ''
+        self.show, self.wait, self.stopped = lambda: None, lambda: None, lambda: False
+        self.took, self.drawing = 0.0, 0.0                                           # s
         self.restart()
 
     def restart(self):
-        self.true = self.start_of(self.seed)
+        self.true, self.goal = self.start_of(self.seed), None        # the goal was a picture of another room
         self.look()
 
     def look(self):
@@ -100,30 +107,50 @@ class Game:
         elif key == ' ':
             self.look()
         elif key and key in '+-':
-            self.steps = min(max(1, self.steps + (1 if key == '+' else -1)), self.model.cfg.timesteps)
-            self.model.cfg.sample_steps = self.steps
+            most = min(MOST_STEPS, self.model.cfg.timesteps)
+            steps = self.model.cfg.sample_steps + (1 if key == '+' else -1)
+            self.model.cfg.sample_steps = min(max(1, steps), most)
         elif key == 'r':
             self.seed += 1
             self.restart()
         elif key == 'g':
-            shown = self.true if self.step else self.dream().round().byte().cpu().numpy()
-            self.goal, self.said = shown.copy(), 'this picture is the goal'
-        elif key == 'p' and self.goal is None:
-            self.said = 'no goal yet: g makes the present picture the goal'
+            self.goal, self.said = self.now().copy(), 'this picture is the goal; walk away, then p'
         elif key == 'p':
-            self.said = 'planning ...'
+            self.said = self.travel()
+        return key != 'q'
+
+    def now(self):
+        """The true picture, or the dreamed one where that is all there is."""
+        return self.true if self.step else self.dream().round().byte().cpu().numpy()
+
+    def travel(self):
+        """Plan and walk, as often as this world's planner may look -> what came of it."""
+        if self.goal is None:
+            return 'no goal yet: g makes the present picture the goal'
+        own = getattr(simulator(self.meta), 'Tasks', None)
+        looks, pace = (own.looks, own.pace) if own and self.step else (1, None)
+        budget = {key: own.OWN[key] if own else value for key, value in PLAN.items()}
+        goal, made = self.x.new_tensor(self.goal)[None], 0
+        for look in range(looks):
+            if np.array_equal(self.now(), self.goal):
+                break
+            self.said = f'planning ...   {made} moves made, any key stops'
             self.show()
-            self.said = ''
             if self.step:
                 self.look()
-            start = {'video': self.dream()[None, None], 'action': self.actions[None]}
-            goal = self.x.new_tensor(self.goal)[None]
-            for action in moves_to(self.model, self.meta, start, goal, self.seed):
-                if self.step and np.array_equal(self.true, self.goal):
+            start = {'video': self.dream()[None, None], 'action': self.actions[None, :0]}
+            for action in moves_to(self.model, self.meta, start, goal, self.seed + look, **budget)[:pace]:
+                if self.stopped():
+                    return f'stopped after {made} moves'
+                if np.array_equal(self.now(), self.goal):
                     break
                 self.move(action)
+                made += 1
                 self.show()
-        return key != 'q'
+                self.wait()
+        if np.array_equal(self.now(), self.goal):
+            return f'the goal is reached, after {made} moves' if made else 'this is the goal'
+        return f'{made} moves made, {psnr(self.now(), self.goal):.1f} dB to the goal; p plans on'
 
     def shoot(self):
         self.film.append(self.picture())
@@ -133,16 +160,25 @@ class Game:
         dream = self.dream().round().byte().cpu().numpy()
         sides = [self.true, dream] if self.step else [dream]
         sides = [np.broadcast_to(side, (*side.shape[:2], 3)) for side in sides]
-        between = np.zeros((len(dream), GAP, 3), np.uint8)
+        between = np.full((len(dream), GAP, 3), GREY, np.uint8)
         return np.concatenate([sides[0], *(x for side in sides[1:] for x in (between, side))], 1)
 
     def status(self):
-        rate = 1 / max(1e-3, self.took + self.drawing)
-        words = [f'{len(self.actions)} moves since the last look', f'{self.steps} steps', f'{rate:.0f} fps']
+        n, steps = len(self.actions), self.model.cfg.sample_steps
+        told = [f'{n} move{"s" * (n != 1)} since the last look', f'{steps} step{"s" * (steps != 1)} a frame']
         if self.step:
-            error = (self.dream().cpu().numpy() - self.true.astype(np.float32)) ** 2
-            words.insert(1, f'{10 * np.log10(255 ** 2 / max(error.mean(), 1e-3)):.1f} dB')
-        return self.said or ', '.join(words)
+            near = psnr(self.dream().cpu().numpy(), self.true)
+            told.insert(1, f'dream {near:.1f} dB' if n else 'dream = truth')
+        if self.took:
+            told.append(f'{1 / (self.took + self.drawing):.0f} frames/s')
+        told += ['goal set'] * (self.goal is not None)
+        return self.said or ', '.join(told)
+
+
+def psnr(a, b):
+    """Of pictures, dB; no more than 78, an error of 1e-3."""
+    error = np.square(a.astype(np.float32) - b.astype(np.float32)).mean()
+    return 10 * np.log10(255 ** 2 / max(error, 1e-3))
 
 
 def noise_of(cfg, seed, index):
@@ -153,22 +189,42 @@ def noise_of(cfg, seed, index):
 
 def walk(game):
     """In the terminal, until q."""
-    scale, wanted = fitting(game.film[-1], *shutil.get_terminal_size())
+    def fit(): return fitting(game.film[-1], *shutil.get_terminal_size())            # it may change
+
+    scale, wanted = fit()
     if scale < 1:
         sys.exit(wanted)
-    moves = ''.join(game.meta['play_keys'])
+    moves = ''.join(sorted(game.meta['play_keys']))
     menu = f'arrows or {moves} move  space look  + - steps  g goal  p plan  r new  q save'
     with Terminal() as terminal:
-        def show():
+        def show(clear=False):
             began = time.perf_counter()
-            scale, wanted = fitting(game.film[-1], *shutil.get_terminal_size())      # it may have changed
-            picture = blow_up(game.film[-1], scale, False) if scale else None
-            terminal.draw(picture, [game.status(), menu] if scale else [wanted])
+            scale, wanted = fit()
+            if scale:
+                picture = blow_up(game.film[-1], scale, False)
+                terminal.draw(title(game, scale), picture, [game.status(), menu], clear)
+            else:
+                terminal.draw('', None, [wanted], clear)
             game.drawing = time.perf_counter() - began
-        game.show = show
+        signal.signal(signal.SIGWINCH, lambda *_: show(True))
+        game.show, game.stopped, game.wait = show, terminal.waiting, lambda: time.sleep(PACE)
         show()
-        while game.press(terminal.key()):
+        while True:
+            key = terminal.key()
+            if fit()[0] < 1 and key != 'q':              # what is not seen is not played
+                continue
+            if not game.press(key):
+                break
+            if key == 'p':
+                terminal.forget()
             show()
+
+
+def title(game, scale=1):
+    """Which side is which, above the pictures."""
+    width = game.dream().shape[1] * scale
+    sides = [NAMES[0].center(width), ' ' * GAP * scale] if game.step else []
+    return ''.join([*sides, NAMES[1].center(width)])
 
 
 def world_of(meta, folder):
@@ -181,6 +237,15 @@ def world_of(meta, folder):
     print(f'{folder}/meta.json names no world that can be played: the dream alone, from recorded frames',
           file=sys.stderr)
     return lambda seed: store.windows_at([seed * 7919 % len(store)])['video'][0, 0].numpy(), None
+
+
+def unused(folder):
+    """played.gif, played_2.gif, ...: what was played before stays."""
+    path, n = os.path.join(folder, 'played.gif'), 1
+    while os.path.exists(path):
+        n += 1
+        path = os.path.join(folder, f'played_{n}.gif')
+    return path
 
 
 def main():
@@ -206,8 +271,8 @@ def main():
     if unknown:
         known = ''.join(meta['play_keys'])
         sys.exit(f'--keys: {"".join(unknown)} means nothing here; want {known} or {OTHER!r}')
-    path = out or os.path.join(os.path.dirname(os.path.normpath(checkpoint.find(ckpt, which))), 'samples',
-                               'played.gif')
+    run_dir = os.path.dirname(os.path.normpath(checkpoint.find(ckpt, which)))
+    path = out or unused(os.path.join(run_dir, 'samples'))
     check_out(path, ('.gif',))
     game = Game(model, meta, *world_of(meta, folder), seed)
     for key in keys:
@@ -216,8 +281,12 @@ def main():
     if not keys:
         walk(game)
     scale = max(1, 320 // game.film[0].shape[1])
-    gif(path, np.stack([blow_up(picture, scale, False) for picture in game.film]), 1 / fps)
-    print(f'{path}: {len(game.film)} pictures')
+    width = game.dream().shape[1] * scale
+    head = [words(name, 18, width) for name in (NAMES if game.step else NAMES[1:])]
+    head = np.concatenate([head[0], *(x for side in head[1:] for x in (blank(18, GAP * scale), side))], 1)
+    film = [np.concatenate([head, blow_up(picture, scale, False)]) for picture in game.film]
+    gif(path, np.stack(film), 1 / fps)
+    print(f'{path}: {len(game.film)} picture{"s" * (len(game.film) > 1)}')
 
 
 if __name__ == '__main__':

@@ -43,6 +43,7 @@ rollout_frames = 16           # rollout: frames to imagine
 rollout_context = 0           # rollout: frames that are given; 0 = a whole window less one
 rollout_history = 0           # rollout: its argument `history`, where it has one; 0 = the model's choice
 rollout_stride = 0            # rollout: its argument `stride`, where it has one; 0 = the model's choice
+walks = WALKS                 # rollout of a model that denoises: which samplers of bench/plain.py
 loader_steps = 20             # timed steps of --what=loader
 reps = 7                      # timed repetitions per mode
 seed = 0                      # of weights and data
@@ -210,9 +211,9 @@ def rollout_rows(M, cfg, clock, modes, n):
     task = dreamer if hasattr(M.Model, 'rollout') else actor
     if not hasattr(M.Model, 'rollout') and not hasattr(M.Model, 'act'):
         sys.exit(f'{M.__name__}.Model has neither rollout nor act; there is nothing to time')
-    walks = WALKS if task is dreamer and hasattr(M.Model, 'denoise') else ('',)
+    by_walk = task is dreamer and hasattr(M.Model, 'denoise')
     ways, counts, more, dreams = {}, {}, {}, {}
-    for way in product(modes, walks):
+    for way in product(modes, walks if by_walk else ('',)):
         mode, walk = way
         if mode == 'graph':
             sys.exit('modes = graph: rollouts are timed eager or compiled')
@@ -224,12 +225,13 @@ def rollout_rows(M, cfg, clock, modes, n):
             by_hand(net, walk)
         ways[way], counts[way] = task(M, net, clock, n)
         try:
-            for _ in range(timing.WARM_UP):
+            if walk:                                     # this warms up, too
+                frames, dreams[way] = passes(net, ways[way], seed)
+            for _ in range(timing.WARM_UP if clock.on_cuda or not walk else 0):
                 clock.timed(ways[way])
         except (AssertionError, ValueError) as error:    # e.g. more history than the model can see
             sys.exit(f'{M.__name__}: {error}')
         if walk:
-            frames, dreams[way] = passes(net, ways[way], seed)
             truth = dreams[modes[0], 'cached']
             error = (dreams[way] - truth).abs().max() / max(1.0, truth.abs().max())
             more[way] = {'walk': walk, 'frame_forwards': frames, 'differs': error.item()}
@@ -293,6 +295,8 @@ def main():
     for key in ('batch', 'candidates', 'rollout_frames', 'loader_steps', 'threads'):
         if config[key] < 1:
             sys.exit(f'{key} = {config[key]}: must be at least 1')
+    if walks[:1] != ('cached',) or set(walks) - set(WALKS):
+        sys.exit(f'walks = {",".join(walks)}: want cached, beside it any of {", ".join(WALKS[1:])}')
     clock = timing.Clock(device, dtype, reps)
     torch.set_num_threads(threads)
     torch.manual_seed(seed)

@@ -186,6 +186,7 @@ def gif(path, frames, seconds):
     """frames (T, height, width, 3), each shown for `seconds`, over and over."""
     import imageio.v3 as imageio
     shown = delays(len(frames), seconds)
+    shown = shown if len(frames) > 1 else shown[0]       # of a single picture the writer wants no list
     write(path, lambda name: imageio.imwrite(name, frames, duration=shown, loop=0))
 
 

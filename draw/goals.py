@@ -10,7 +10,7 @@ ROWS, SIDE = 6, 120                   # tasks below each other; px of a picture,
 
 
 def draw(path, tasks, made, dreamed, end):
-    """made (B, T, A) commands, dreamed (B, T, H, W, C) what was imagined of them; green: the goal is reached."""
+    """made (B, T, A) commands, dreamed (B, T, H, W, C) what was imagined of them; green: it was reached."""
     first, n = tasks.start['video'], min(ROWS, len(made))
     true = tasks.simulator.rollout(tasks.start, tasks.commands(made[:, None]))['video'][:, 0]
     there = tasks.success(tasks.error(end))

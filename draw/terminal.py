@@ -2,7 +2,7 @@
 A terminal as a screen: pictures in half-blocks and true colour, keys one by one.
 
     with Terminal() as terminal:            takes the screen, and gives it back however the program ends
-        terminal.draw(picture, lines)
+        terminal.draw(title, picture, lines)
         terminal.key()
 """
 import os
@@ -21,7 +21,11 @@ class Terminal:
     def __enter__(self):
         import termios
         import tty
+        if os.environ.get('TERM', '') in ('', 'dumb'):
+            sys.exit(f'TERM = {os.environ.get("TERM", "")!r}: this terminal shows no pictures; want one with '
+                     'colours, or --keys=...')
         self.fd, self.rest = sys.stdin.fileno(), b''
+        sys.stdout.reconfigure(encoding='utf-8')
         self.before = termios.tcgetattr(self.fd)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, lambda number, frame: sys.exit(128 + number))      # through __exit__
@@ -75,10 +79,23 @@ class Terminal:
                 return ARROWS.get(byte, '')
         return ''
 
-    def draw(self, picture, lines):
+    def waiting(self):
+        """Has a key been pressed that nobody asked for yet?"""
+        return self.read(0)
+
+    def forget(self):
+        """Keys that were pressed in the meantime count for nothing."""
+        import termios
+        self.rest = b''
+        termios.tcflush(self.fd, termios.TCIFLUSH)
+
+    def draw(self, title, picture, lines, clear=False):
+        """picture may be None; clear: first wipe out what a window of another size has left."""
         columns = os.get_terminal_size(self.fd).columns or 80        # 0: a pseudo-terminal that was not told
-        words = ''.join(f'\x1b[0m{line[:columns - 1]}\x1b[K\r\n' for line in lines)
-        self.write('\x1b[H' + (half_blocks(picture) if picture is not None else '') + words + '\x1b[J')
+
+        def row(line): return f'\x1b[0m{line[:columns - 1]}\x1b[K\r\n'
+        shown = row(title) + half_blocks(picture) if picture is not None else ''
+        self.write('\x1b[2J' * clear + '\x1b[H' + shown + ''.join(map(row, lines)) + '\x1b[J')
 
 
 def half_blocks(picture):
@@ -100,5 +117,5 @@ def half_blocks(picture):
 def fitting(picture, columns, rows):
     """How many cells wide a pixel may be; 0 where not even one fits, and what would."""
     H, W, _ = picture.shape
-    wanted = f'the terminal has {columns} x {rows} cells; want {W} x {(H + 1) // 2 + 3}, or --keys=...'
-    return min(columns // W, 2 * (rows - 3) // H), wanted
+    wanted = f'want {W} x {(H + 1) // 2 + 4} cells, or --keys=...; the terminal has {columns} x {rows}'
+    return min(columns // W, 2 * (rows - 4) // H), wanted

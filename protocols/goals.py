@@ -60,8 +60,8 @@ def evaluate(model, folder, keys, rank=0, quiet=True):
     """Every rank does all the work. keys: those of plan.py."""
     cfg = model.cfg
     if cfg.input != 'video':
-        sys.exit(f'plan protocol: this model dreams {cfg.input}s; to compare them with a picture needs vae.py, '
-                 'which is not there yet')
+        sys.exit(f'plan protocol: this model dreams {cfg.input}s; to compare them with a picture needs '
+                 'vae.py, which is not there yet')
     store = Store(folder, 'val', windows(cfg))
     common.fits(cfg, store)
     live = simulator(store.meta)
@@ -75,8 +75,9 @@ def evaluate(model, folder, keys, rank=0, quiet=True):
                        common.device_of(model))
     onehot = tasks.low is None
     if onehot != (store.meta.get('action_kind') == 'onehot'):
-        sys.exit(f'plan protocol: {folder}/meta.json: action_kind = {store.meta.get("action_kind")!r}, but the '
-                 f'world {store.meta["env"]} has {"one-hot actions" if onehot else "a box"}; make the data anew')
+        sys.exit(f'plan protocol: {folder}/meta.json: action_kind = {store.meta.get("action_kind")!r}, but '
+                 f'the world {store.meta["env"]} has {"one-hot actions" if onehot else "a box"}; make the '
+                 'data anew')
     if onehot and (keys.n_keep or keys.n_proposals):
         sys.exit('plan protocol: n_keep, n_proposals: this world has one-hot actions, whose search '
                  '(cem.choose) knows neither; leave them at 0')
@@ -181,7 +182,8 @@ def price(cost, frame, start, goal, where=None, distance=None):
         if cost == 'distance':
             far = distance(future['state'], where)                   # (B, N, K)
         else:
-            far = sum(error(blur(future['video'], sigma), target) / unit for sigma, target, unit in terms)
+            far = sum(error(blur(future['video'], sigma), target) / unit
+                      for sigma, target, unit in terms)
         return far.amin(-1)
     return near
 
@@ -199,7 +201,7 @@ def blur(frames, sigma):
     bell = torch.exp(-torch.arange(-reach, reach + 1) ** 2 / (2 * sigma ** 2)).sum()
     H, W, C = frames.shape[-3:]
 
-    def along(length):                                               # as a matrix: far faster than conv2d here
+    def along(length):                                               # as a matrix: faster than conv2d here
         away = torch.arange(length)[:, None] - torch.arange(length)
         weights = torch.exp(-away ** 2 / (2 * sigma ** 2)) / bell
         return torch.where(away.abs() <= reach, weights, 0).to(frames.device)
@@ -207,20 +209,21 @@ def blur(frames, sigma):
     return (along(W) @ x.unflatten(-1, (W, C)).flatten(0, -3)).view(frames.shape)
 
 
-def moves_to(model, meta, start, goal, seed):
+def moves_to(model, meta, start, goal, seed, horizon, n_samples, n_iters):
     """For play.py: actions (lists of A numbers) whose dream ends like the goal (1, H, W, C), or passes it."""
     k, onehot = model.cfg.frame_skip, meta['action_kind'] == 'onehot'
     cost = price('scales', 'cheapest' if onehot else 'last', start, goal)
-    draw = torch.Generator(goal.device).manual_seed(seed)
+    how = dict(n_samples=n_samples, n_iters=n_iters, n_elites=max(2, n_samples // 8),
+               generator=torch.Generator(goal.device).manual_seed(seed))
 
     def rollout(context, action):
         noise = torch.Generator(goal.device).manual_seed(seed)
         return model.rollout(context, action.repeat(1, 1, 1, k), generator=noise)
     if onehot:
-        plan = cem.choose(rollout, start, cost, 6, model.cfg.action_dim, n_samples=64, generator=draw)
+        plan = cem.choose(rollout, start, cost, horizon, model.cfg.action_dim, **how)
     else:
         far = np.abs(list(meta['play_keys'].values())).max(0)
-        plan = cem.plan(rollout, start, cost, 5, -far, far, n_samples=64, generator=draw)
+        plan = cem.plan(rollout, start, cost, horizon, -far, far, **how)
     return plan[0].tolist()
 
 

@@ -136,7 +136,8 @@ def test_times():
     assert t.min() >= nanowm_imf.NEWEST_T
 
 
-@pytest.mark.parametrize('key, value', [('num_frames', 3), ('pred', 'v'), ('context_t', 5), ('snr_gamma', 5.0)])
+@pytest.mark.parametrize('key, value', [('num_frames', 3), ('pred', 'v'), ('context_t', 5),
+                                        ('snr_gamma', 5.0)])
 def test_what_it_does_not_know(key, value):
     with pytest.raises(ValueError, match=f'{key} = {value}: must be .* in nanowm_imf.py'):
         nanowm_imf.Model(replace(CFG, **{key: value}))

@@ -1,6 +1,7 @@
 """
 play.py: the same dream as one rollout, in a pseudo-terminal and without one; a terminal that is given back.
 """
+import fcntl
 import json
 import os
 import pty
@@ -8,6 +9,7 @@ import re
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -69,7 +71,10 @@ def test_looking_steps_and_a_new_start(game):
     assert len(game.x) == 2 and not np.array_equal(game.dream().round(), game.true)
     game.press(' ')
     assert np.array_equal(game.dream().round(), game.true) and len(game.actions) == 0
-    assert '0 moves since the last look, 78.1 dB' in game.status()          # an error of 1e-3 is the floor
+    assert '0 moves since the last look, dream = truth, 1 step a frame' in game.status()
+    game.press('l')
+    assert '1 move since the last look, dream ' in game.status() and ' dB, ' in game.status()
+    game.press(' ')
     steps = game.model.cfg.sample_steps
     game.press('+')
     assert game.model.cfg.sample_steps == steps + 1
@@ -92,7 +97,10 @@ def test_planning_walks_to_the_goal(game):
     def place(picture):                                      # the dot: the brightest pixels' centre
         y, x = np.nonzero(picture[..., 0] > 200)
         return np.array([x.mean(), y.mean()])
+    game.press('p')
+    assert game.said == 'this is the goal' and len(game.film) == 1   # nothing to plan
     for key in 'kkk': game.press(key)
+    assert 'goal set' in game.status()
     far = np.hypot(*(place(game.true) - place(goal)))
     truth = Simulator()
 
@@ -104,6 +112,15 @@ def test_planning_walks_to_the_goal(game):
     game.press('p')
     near = np.hypot(*(place(game.true) - place(goal)))
     assert far > 3 and near < 2 and len(shown) == 1 + 5      # that it plans, and five moves
+    assert re.fullmatch(r'5 moves made, \d+.\d dB to the goal; p plans on', game.said)
+    game.stopped = lambda: True
+    game.press('p')
+    assert game.said == 'stopped after 0 moves'
+    game.press('r')
+    game.press('p')
+    assert 'no goal yet' in game.said                        # it was a picture of what was before
+    for _ in range(60): game.press('+')
+    assert game.model.cfg.sample_steps == 50
 
 
 def test_half_blocks_hold_the_picture():
@@ -126,9 +143,10 @@ def test_half_blocks_hold_the_picture():
 class Pseudo:
     """play.py in a pseudo-terminal."""
 
-    def __init__(self, run, *flags, columns=80, rows=40, code=None):
+    def __init__(self, run, *flags, columns=80, rows=40, code=None, **more):
         master, slave = pty.openpty()
-        env = os.environ | {'COLUMNS': str(columns), 'LINES': str(rows), 'OMP_NUM_THREADS': '1'}
+        env = os.environ | {'COLUMNS': str(columns), 'LINES': str(rows), 'OMP_NUM_THREADS': '1',
+                            'TERM': 'xterm-256color'} | more
         command = [sys.executable, *(['-c', code] if code else ['play.py', f'--ckpt={run}/out', *flags])]
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=slave, stdout=slave,
                                         stderr=subprocess.STDOUT, close_fds=True, start_new_session=True)
@@ -155,7 +173,8 @@ def test_in_a_terminal(run, tmp_path):
     began = time.time()
     for i, key in enumerate(('\x1b[C', '\x1bOA', 'h', '\x1b[1;5C', '\x1b[3~', 'zl'), 1):
         screen.send(key)                                     # Ctrl-right is an arrow, Delete is nothing
-        screen.until(f'{i - (i > 4)} moves since')
+        count = i - (i > 4)
+        screen.until(f'{count} move{"s" * (count > 1)} since')
     assert time.time() - began < 10
     screen.send(' ')
     screen.send('q')
@@ -171,15 +190,15 @@ def test_ten_frames_a_second_of_the_demo(tmp_path):
     """
     script('data/minihack/prepare.py', '--level=boulders', f'--out={tmp_path}/data/minihack_boulders',
            '--episodes=4', '--moves=8', '--val=0.5', '--workers=1')
-    script('train.py', 'config/minihack_wm_cpu.py', f'--data_dir={tmp_path}/data', f'--out_dir={tmp_path}/out',
-           '--max_steps=1', '--batch_size=2', '--val_batches=1')
+    script('train.py', 'config/minihack_wm_cpu.py', f'--data_dir={tmp_path}/data',
+           f'--out_dir={tmp_path}/out', '--max_steps=1', '--batch_size=2', '--val_batches=1')
     screen, rates = Pseudo(tmp_path, columns=160, rows=50), []
     screen.until('0 moves since the last look')
     for ten in range(4):
         began = time.time()
         for i in range(10 * ten + 1, 10 * ten + 11):
             screen.send('hjkl'[i % 4])
-            screen.until(f'{i} moves since')
+            screen.until(f'{i} move{"s" * (i > 1)} since')
         rates.append(10 / (time.time() - began))
     screen.send('q')
     screen.until('pictures')
@@ -200,7 +219,7 @@ def test_a_mistake_gives_the_screen_back():
     """Then its traceback can be read, on a terminal that echoes and waits for whole lines again."""
     screen = Pseudo('', code='from draw.terminal import Terminal\n'
                              'with Terminal() as terminal:\n'
-                             '    terminal.draw(None, ["taken"])\n'
+                             '    terminal.draw("", None, ["taken"])\n'
                              '    raise ValueError("a mistake")\n')
     screen.until('ValueError: a mistake')
     assert screen.said.index('taken') < screen.said.index(LEAVES) < screen.said.index('Traceback')
@@ -211,13 +230,46 @@ def test_a_mistake_gives_the_screen_back():
 
 def test_a_terminal_that_is_too_small(run):
     screen = Pseudo(run, columns=60, rows=20)
-    screen.until('the terminal has 60 x 20 cells; want 68 x 19')
+    screen.until('want 68 x 20 cells, or --keys=...; the terminal has 60 x 20')
     assert screen.process.wait(30) == 1
+
+
+def test_a_terminal_without_pictures(run):
+    screen = Pseudo(run, TERM='dumb')
+    screen.until("TERM = 'dumb': this terminal shows no pictures; want one with colours, or --keys=...")
+    assert screen.process.wait(30) == 1 and '\x1b[' not in screen.said
+
+
+def test_a_window_that_changes_its_size(run, tmp_path):
+    """It is drawn anew at once; while it is too small keys move nothing, and q still leaves."""
+    code = ('import os, sys\nfor key in ("COLUMNS", "LINES"): os.environ.pop(key)\n'
+            f'sys.argv = ["play.py", "--ckpt={run}/out", "--out={tmp_path}/x.gif"]\n'
+            'import runpy\nrunpy.run_path("play.py", run_name="__main__")\n')
+    screen = Pseudo(run, code=code)
+    def size(rows, columns):
+        fcntl.ioctl(screen.master, termios.TIOCSWINSZ, struct.pack('HHHH', rows, columns, 0, 0))
+        screen.process.send_signal(signal.SIGWINCH)          # it is not this terminal's own group
+    size(40, 80)
+    screen.until('0 moves since the last look')
+    screen.send('l')
+    screen.until('1 move since')
+    size(20, 60)
+    screen.until('the terminal has 60 x 20')
+    screen.send('lll')
+    time.sleep(1)                                            # nothing tells that they were taken
+    screen.said = ''
+    size(50, 100)
+    screen.until('1 move since')
+    assert '\x1b[2J' in screen.said and 'moves since' not in screen.said
+    screen.send('q')
+    screen.until('2 pictures')
 
 
 def test_keys_write_the_gif(run):
     out, _ = script('play.py', f'--ckpt={run}/out', '--keys=llk jz'.replace('z', 'j'))
     path = out.split(':')[0]
+    again, _ = script('play.py', f'--ckpt={run}/out', '--keys=q')        # a film of one picture, beside it
+    assert again == f'{run}/out/samples/played_2.gif: 1 picture\n' and Path(again.split(':')[0]).is_file()
     assert path == f'{run}/out/samples/played.gif' and out.endswith(': 7 pictures\n')
     assert len(imageio.imread(path)) == 7
 
@@ -253,7 +305,7 @@ def test_data_made_before_there_were_keys(run, tmp_path):
     play = 'play.py', f'--ckpt={run}/out', f'--data_dir={tmp_path}', f'--out={tmp_path}/x.gif', '--keys=ll'
     _, err = script(*play)
     assert 'names no world that can be played: the dream alone' in err
-    assert imageio.imread(tmp_path / 'x.gif').shape[1:3] == (320, 320)
+    assert imageio.imread(tmp_path / 'x.gif').shape[1:3] == (18 + 320, 320)         # words above
     del meta['play_keys']
     path.write_text(json.dumps(meta))
     _, err = script(*play, code=1)

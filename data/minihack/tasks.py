@@ -26,7 +26,7 @@ class Simulator:
     """
 
     def __init__(self, fixed, levels):
-        self.fixed, self.levels, self.seen = fixed, levels, {}       # levels: [(seed, moves before the start)]
+        self.fixed, self.levels, self.seen = fixed, levels, {}   # levels: [(seed, moves before the start)]
 
     def map(self, task, moves):
         """(rows, cols) int: what the game draws after these moves (numbers) of a task."""
@@ -97,7 +97,8 @@ class Tasks:
         self.goals = goals
         chance = np.random.default_rng([seed, 1]).integers(self.ways, size=(n, self.looks))
         self.rivals = {'random': there(np.eye(self.ways)[chance]),
-                       'straight': there([straight(*pair, self.ways, self.looks) for pair in zip(starts, goals)])}
+                       'straight': there([straight(*pair, self.ways, self.looks)
+                                          for pair in zip(starts, goals)])}
 
     def seen(self, maps, task, made):
         maps = torch.from_numpy(np.array(maps)).to(made.device)
@@ -136,11 +137,12 @@ class Tasks:
 
 
 def task(fixed, family, ways, rng):
-    """-> ((seed, moves before the start), map at the start, map of the goal, moves between); None: no luck."""
+    """-> (seed, moves before the start), map at the start, map of the goal, moves between; None: no luck."""
     seed, before = int(rng.integers(2**31)), []
     fixed.start(seed)
     for _ in range(12):                  # away from the staircase, which nobody sees
-        before.append(int(wander(fixed.glyphs(), fixed.player(), before[-1] if before else None, ways, rng)))
+        last = before[-1] if before else None
+        before.append(int(wander(fixed.glyphs(), fixed.player(), last, ways, rng)))
         fixed.env.step(before[-1])
     start = fixed.glyphs()
     if family == 'walk':
@@ -149,7 +151,8 @@ def task(fixed, family, ways, rng):
         moves = [None] * int(rng.choice(AWAY))
     for i, move in enumerate(moves):
         if move is None:
-            moves[i] = move = int(wander(fixed.glyphs(), fixed.player(), moves[i - 1] if i else None, ways, rng))
+            last = moves[i - 1] if i else None
+            moves[i] = move = int(wander(fixed.glyphs(), fixed.player(), last, ways, rng))
         fixed.env.step(move)
     goal = fixed.glyphs()
     pushed = ((start == BOULDER) != (goal == BOULDER)).any()
@@ -160,7 +163,7 @@ def task(fixed, family, ways, rng):
 
 
 def path(glyphs, at, length, ways, rng):
-    """Moves of a shortest path over free ground to a cell so far away, drawn by chance; [] if there is none."""
+    """Moves of a shortest path over free ground to a cell so far away, drawn by chance; [] if none is."""
     ways_to, queue = {tuple(at): []}, deque([tuple(at)])
     while queue:
         y, x = queue.popleft()
