@@ -693,14 +693,14 @@ class Model(nn.Module):
     def rollout(self, context, action, noise=None, renoise=None, history=0, stride=1, chunk=0, generator=None,
                 progress=iter):
         """
-        Imagine K frames for each of N candidate futures by a sliding window; cfg's SAMPLING keys say how.
-        context: T frames given, video (B, T, H, W, C) or latent (B, T, C, H, W), with action (B, T-1, k*A)
-        between them; action (B, N, K, k*A): action[:, :, 0] is taken at the last context frame. All this
-        is in data units, and so is the result: {'video' or 'latent': the new frames (B, N, K, ...)}.
+        Imagine K frames for each of N futures by a window that starts afresh when it slides (`next_frames`
+        says why); cfg's SAMPLING keys say how.
+        context: T frames given, video (B, T, H, W, C) or latent (B, T, C, H, W), with action (B, T-1, k*A);
+        action (B, N, K, k*A): action[:, :, 0] is taken at the last context frame. All in data units, and so
+        is the result: {'video' or 'latent': the new frames (B, N, K, ...)}.
         history: frames of context per window; 0 = num_frames - stride, or what training showed with skip or
         with a clean context.
-        stride: new frames per window; with 1 cfg.sampling changes nothing, because its modes differ in the
-        order of the new frames of a window.
+        stride: new frames per window; cfg.sampling is their order, so with 1 it changes nothing.
         noise (B, K, C, H, W), model units: what new frames start from, shared by the N futures, because only
         their actions shall tell them apart. renoise (B, T + K, C, H, W): what is added to a frame while it is
         context, at levels above 0. Both are drawn if they are not given.
@@ -760,7 +760,8 @@ class Model(nn.Module):
 
         A window that slid reuses nothing of the one before it: what was kept of its frames knew of frames
         that have left since; they have another temp_embed and rotation now, the first has lost its action,
-        and finished frames have become context, shown at another level.
+        and finished frames have become context, shown at another level. (One that only grew does not,
+        either, for the last of these reasons.)
         """
         cfg, (B, N, L), K = self.cfg, past.shape[:3], noise.shape[1]
         t, newest = self.context_level(), past[:, :, -1:]

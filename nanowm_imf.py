@@ -14,7 +14,9 @@ With r = t it is the loss of nanowm.py with pred = 'x'. Where the next frame is 
 so du/dt has nothing to add; it would where several futures are possible. Read `Model.forward` and `du_dt`.
 
 Shapes as in nanowm.py; r, t (B,) in 0..1. Context is always clean, and a window has one new frame: with more,
-each on its own way from noise, du/dt of one would need the others to stand still.
+each on its own way from noise, du/dt of one would need the others to stand still. change_weight is nanowm's,
+and exact only where the next frame is certain; p_noise, t_sampling, schedule, sampling and eta mean nothing.
+What was measured, so far to the disadvantage of this file: docs/plan_and_play.md.
 """
 from dataclasses import replace
 
@@ -28,9 +30,9 @@ from imf_policy import along
 from nanowm import EVAL, PAD, Config, change_map, example, timestep_embedding  # noqa: F401
 
 SAMPLING = ('sample_steps',)
-STILL, JUMP = 0.25, 0.5       # shares of a batch: r = t, uniform; t = 1 and r = 0, what one step asks for
-NEWEST_T = 0.02               # no t is smaller, because u divides by it
-TURNS = 4.0                   # radians per unit of t: with the 1000 of nanowm.py du/dt explodes
+STILL, JUMP = 0.25, 0.5       # shares of a batch: r = t; t = 1 and r = 0, which is what one step asks for
+LEAST_T = 0.02                # no t is smaller, because u divides by it
+RADIANS = 4.0                 # per unit of t: with the 1000 of nanowm.py du/dt explodes
 WANTED = {'pred': 'x', 'context_t': -1, 'context_loss': False, 'history_level': -1.0, 'snr_gamma': 0.0}
 
 PRESETS = {name: replace(cfg, num_frames=2, n_context=1, **WANTED) for name, cfg in nanowm.PRESETS.items()}
@@ -45,12 +47,12 @@ def windows(cfg):
 
 
 def draw_times(B, device):
-    """r <= t, (B,) each: first those with r = t, then all that is between, then whole jumps."""
+    """r <= t, (B,) each, the smaller and larger of two draws; first those with r = t, last whole jumps."""
     draws = torch.rand(2, B, device=device)
     r, t = draws.min(0).values, draws.max(0).values
     row = torch.arange(B, device=device)
     jump = row >= B - round(JUMP * B)
-    t = torch.where(jump, 1.0, t).clamp(min=NEWEST_T)
+    t = torch.where(jump, 1.0, t).clamp(min=LEAST_T)
     r = torch.where(row < still(B), t, torch.where(jump, 0.0, r))
     return r, t
 
@@ -64,7 +66,7 @@ class Model(nanowm.Model):
     def __init__(self, cfg):
         windows(cfg)
         super().__init__(cfg)
-        self.span_embedder = nanowm.Embedder(256, cfg.hidden)        # of t - r; adds nothing at first
+        self.span_embedder = nanowm.Embedder(256, cfg.hidden)        # of t - r; at first the same for all
         nn.init.normal_(self.span_embedder.mlp[0].weight, std=0.02)
         nn.init.zeros_(self.span_embedder.mlp[2].weight)
 
@@ -72,7 +74,7 @@ class Model(nanowm.Model):
         """(B, T, 2), t and t - r of each frame, or (B, T) for clean context alone -> (B, T, D)."""
         if t.dim() == 2:
             t = t.new_zeros(*t.shape, 2)
-        t, span = (t * TURNS).unbind(-1)
+        t, span = (t * RADIANS).unbind(-1)
         return self.t_embedder(timestep_embedding(t)) + self.span_embedder(timestep_embedding(span))
 
     def frame(self, z, r, t, context, action):
@@ -90,11 +92,10 @@ class Model(nanowm.Model):
         wide = t[:, None, None, None, None]
         z, span = (1 - wide) * x + wide * e, (t - r)[:, None, None, None, None]
         guess = self.frame(z, r, t, context, action)
-        moving = torch.arange(still(len(x)), len(x), device=x.device)    # elsewhere t - r = 0
-        change = torch.zeros_like(x)
-        if len(moving):
-            change[moving] = self.du_dt(*(y[moving] for y in (z, r, t, context, action)))
-        square = (guess - x - wide * span * change).square()
+        first = 0 if 't' in batch else still(len(x))     # before it r = t, so du/dt would be multiplied by 0
+        slope = torch.zeros_like(x)
+        slope[first:] = self.du_dt(*(y[first:] for y in (z, r, t, context, action)))
+        square = (guess - x - wide * span * slope).square()
         weight = 1.0
         if self.cfg.change_weight > 0:
             weight = 1 + self.cfg.change_weight * change_map(x, guess, context[:, -1:])
@@ -126,7 +127,8 @@ class Model(nanowm.Model):
 
     def flops_per_sample(self):
         """nanowm's: 3 forwards. Of the rows that move there are one more for v and two for the JVP."""
-        return round(super().flops_per_sample() * (1 + 1 - STILL))
+        moving = 1 - STILL
+        return round(super().flops_per_sample() * (3 + moving * (1 + 2)) / 3)
 
 
 if __name__ == '__main__':    # lesson zero: one step

@@ -59,6 +59,7 @@ class Game:
     def __init__(self, model, meta, start_of, step, seed):
         self.model, self.meta, self.start_of, self.step, self.seed = model, meta, start_of, step, seed
         self.film, self.goal, self.said = [], None, ''
+        self.most = max(MOST_STEPS, model.cfg.sample_steps)
         self.show, self.wait, self.stopped = lambda: None, lambda: None, lambda: False
         self.took, self.drawing = 0.0, 0.0                                           # s
         self.restart()
@@ -89,11 +90,13 @@ class Game:
     def imagine(self):
         """The next frame (1, C, H, W). Each frame has its own noise, so that this equals one long rollout."""
         cfg, T = self.model.cfg, len(self.x)
-        H = cfg.n_context if cfg.skip else min(T, cfg.num_frames - 1)
+        fixed = cfg.skip or cfg.context_t < 0                        # as in Model.rollout
+        H = cfg.n_context if fixed else min(T, cfg.num_frames - 1)
         noise = torch.stack([noise_of(cfg, self.seed, i) for i in range(T - H, T + 1)]).to(self.x.device)
         action = self.model.fold_action(self.actions[None, T - H:])
+        fresh = torch.Generator(self.x.device).manual_seed(self.seed * 1_000_003 + T)      # what eta adds
         return self.model.next_frames(self.x[None, None, -H:], noise[None, :-1, 1], noise[None, -1:, 0],
-                                      action[None], False, 1, None)[0, 0]
+                                      action[None], False, 1, fresh)[0, 0]
 
     def dream(self):
         """The last frame (H, W, C), 0..255, not rounded."""
@@ -107,9 +110,8 @@ class Game:
         elif key == ' ':
             self.look()
         elif key and key in '+-':
-            most = min(MOST_STEPS, self.model.cfg.timesteps)
             steps = self.model.cfg.sample_steps + (1 if key == '+' else -1)
-            self.model.cfg.sample_steps = min(max(1, steps), most)
+            self.model.cfg.sample_steps = min(max(1, steps), self.most, self.model.cfg.timesteps)
         elif key == 'r':
             self.seed += 1
             self.restart()
@@ -139,7 +141,9 @@ class Game:
             if self.step:
                 self.look()
             start = {'video': self.dream()[None, None], 'action': self.actions[None, :0]}
-            for action in moves_to(self.model, self.meta, start, goal, self.seed + look, **budget)[:pace]:
+            plan = moves_to(self.model, self.meta, start, goal, self.seed + look, **budget)[:pace]
+            self.said = ''
+            for action in plan:
                 if self.stopped():
                     return f'stopped after {made} moves'
                 if np.array_equal(self.now(), self.goal):
@@ -170,7 +174,7 @@ class Game:
             near = psnr(self.dream().cpu().numpy(), self.true)
             told.insert(1, f'dream {near:.1f} dB' if n else 'dream = truth')
         if self.took:
-            told.append(f'{1 / (self.took + self.drawing):.0f} frames/s')
+            told.append(f'{1 / (self.took + self.drawing):.0f} fps')
         told += ['goal set'] * (self.goal is not None)
         return self.said or ', '.join(told)
 

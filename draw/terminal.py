@@ -94,7 +94,7 @@ class Terminal:
         columns = os.get_terminal_size(self.fd).columns or 80        # 0: a pseudo-terminal that was not told
 
         def row(line): return f'\x1b[0m{line[:columns - 1]}\x1b[K\r\n'
-        shown = row(title) + half_blocks(picture) if picture is not None else ''
+        shown = '' if picture is None else row(title) + half_blocks(picture)
         self.write('\x1b[2J' * clear + '\x1b[H' + shown + ''.join(map(row, lines)) + '\x1b[J')
 
 
@@ -118,4 +118,4 @@ def fitting(picture, columns, rows):
     """How many cells wide a pixel may be; 0 where not even one fits, and what would."""
     H, W, _ = picture.shape
     wanted = f'want {W} x {(H + 1) // 2 + 4} cells, or --keys=...; the terminal has {columns} x {rows}'
-    return min(columns // W, 2 * (rows - 4) // H), wanted
+    return max(0, min(columns // W, 2 * (rows - 4) // H)), wanted

@@ -1,7 +1,7 @@
 """
 Can one act with dreams? The goal is a picture; cem.py looks for moves whose dream ends like it; then they are
-made in the live world. What counts is where one stands at the END of a fixed number of moves, by the world's
-own state, which no planner below sees unless its name says so.
+made in the live world. What counts is where one stands at the END of a budget of moves, by the world's own
+state, which no planner below sees unless its name says so.
 
     pixel, scales           the planner in the model, with one of two costs, see `price`
     other                   the same with the goal of another task: moving well, to the wrong place
@@ -11,11 +11,12 @@ own state, which no planner below sees unless its name says so.
 
     success_<row>           the share that is there at the end, with its Wilson interval, and of the nearer
                             and farther half of the tasks; error_<row>: the median of the world's own error
-    seconds_per_plan_<row>  of one search, if all tasks are planned together
+    seconds_per_plan_<row>  of the whole row, the world's own time and pictures included, over its searches
 
 All rows play the same tasks. A world says how often one may look: Wall's plans are carried out blindly; in
-NetHack one looks again after each move, and stops when the true picture is the goal's. The worlds are Tasks
-in data/<name>/env.py; how to write one stands in Wall's.
+NetHack one looks again after each move, and whatever the row, it stops when the true picture is the goal's.
+Wall's `near` tasks are windows of which some overlap, so its intervals are a bit too narrow. The worlds are
+Tasks in data/<name>/env.py; how to write one stands in Wall's.
 """
 import sys
 import time
@@ -44,14 +45,19 @@ def windows(cfg):
 
 def filled(keys, own):
     """The keys, with the world's own in place of those that are not given; refuses what cannot be."""
-    for key, value in own.items():
-        if getattr(keys, key) == NOT_GIVEN.get(key, type(value)()):
-            keys = replace(keys, **{key: value})
-    keys = replace(keys, n_elites=keys.n_elites or max(2, keys.n_samples // 10))
-    for key, low, high in (('n_samples', 2, np.inf), ('n_elites', 2, keys.n_samples),
-                           ('n_keep', 0, keys.n_elites), ('n_proposals', 0, keys.n_samples - 1)):
-        if not low <= getattr(keys, key) <= high:
-            sys.exit(f'plan protocol: {key} = {getattr(keys, key)}: must lie in {low}..{high}')
+    own = {'n_elites': max(2, (keys.n_samples or own['n_samples']) // 10)} | own
+    own = {key: value for key, value in own.items()
+           if getattr(keys, key) == NOT_GIVEN.get(key, type(value)())}
+    keys = replace(keys, **own)
+    if keys.n_samples < 2:
+        sys.exit(f'plan protocol: n_samples = {keys.n_samples}: must be at least 2')
+    for key, low, upto, less in (('n_elites', 2, 'n_samples', 0), ('n_keep', 0, 'n_elites', 0),
+                                 ('n_proposals', 0, 'n_samples', 1)):
+        value, high = getattr(keys, key), getattr(keys, upto) - less
+        if key in own:                                               # what nobody asked for is no mistake
+            keys = replace(keys, **{key: min(value, high)})
+        elif not low <= value <= high:
+            sys.exit(f'plan protocol: {key} = {value}: must lie in {low}..{high}')
     return keys
 
 
@@ -80,7 +86,7 @@ def evaluate(model, folder, keys, rank=0, quiet=True):
                  'data anew')
     if onehot and (keys.n_keep or keys.n_proposals):
         sys.exit('plan protocol: n_keep, n_proposals: this world has one-hot actions, whose search '
-                 '(cem.choose) knows neither; leave them at 0')
+                 '(cem.choose) knows neither; do not give them')
     imagined = {'': dreams(model, keys), 'simulator_': tasks.simulator.rollout}
     made, seconds, film = dict(tasks.rivals), {}, None
     todo = [(who + cost, who, cost) for who in imagined for cost in COSTS]
@@ -121,8 +127,8 @@ def dreams(model, keys):
 def act(tasks, rollout, cost, wanted, keys):
     """
     Look, plan, make the first `pace` moves of the plan, look again; who stands at the goal is done.
-    -> the commands that were made (B, looks * pace, A), 0 after the end; seconds per plan; what the chosen
-    ones were imagined to look like (B, looks * pace, H, W, C).
+    -> the commands that were made (B, T, A), T <= looks * pace, 0 after the end; seconds per plan; what they
+    were imagined to look like (B, T, H, W, C).
     """
     began, plans, context = time.time(), 0, tasks.start
     made, film = tasks.nothing, []
@@ -210,7 +216,10 @@ def blur(frames, sigma):
 
 
 def moves_to(model, meta, start, goal, seed, horizon, n_samples, n_iters):
-    """For play.py: actions (lists of A numbers) whose dream ends like the goal (1, H, W, C), or passes it."""
+    """
+    For play.py: actions (lists of A numbers) whose dream ends like the goal (1, H, W, C), or passes it. A
+    simpler search than that of `evaluate`: no elites are kept, nothing recorded is proposed.
+    """
     k, onehot = model.cfg.frame_skip, meta['action_kind'] == 'onehot'
     cost = price('scales', 'cheapest' if onehot else 'last', start, goal)
     how = dict(n_samples=n_samples, n_iters=n_iters, n_elites=max(2, n_samples // 8),

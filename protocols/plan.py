@@ -36,14 +36,14 @@ OWN = {'n_clips': 16, 'horizon': 50, 'n_samples': 128, 'n_iters': 12, 'n_keep': 
 @dataclass
 class Keys:
     n_clips: int = 0              # goals, drawn by seed; 0 = 16 states or 50 pictures
-    horizon: int = 0              # frames that are planned; 0 = 50, of pictures what the world says
+    horizon: int = 0              # frames of a plan, of the model's own; 0 = 50, of pictures the world's own
     knots: int = 2                # states: commands that are planned; the task fills the frames in between
     n_samples: int = 0            # futures per round; 0 = 128, of pictures what the world says
     n_iters: int = 0              # rounds; 0 = 12, of pictures what the world says
-    n_elites: int = 0             # futures that the next round is drawn around; 0 = a tenth of n_samples
+    n_elites: int = 0             # futures that the next round is drawn around; 0 = the world's, or a tenth
     seed: int = 42                # of goals and futures
     # of pictures alone
-    family: str = ''              # which goals, by the world's own names; '' = its first
+    family: str = ''              # Wall: near | far | door, boulders: walk | push; '' = the first
     frame: str = ''               # which imagined frame shall look like the goal: last | cheapest
     n_keep: int = -1              # elites that take part in the next round, too; -1 = what the world says
     n_proposals: int = -1         # recorded plans among the futures of the first round; -1 the same

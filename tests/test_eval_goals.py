@@ -151,7 +151,7 @@ def test_costs_by_hand(folder):
 
 
 @pytest.mark.parametrize('asked, line', [
-    (dict(n_samples=1), 'n_samples = 1: must lie in 2..inf'),
+    (dict(n_samples=1), 'n_samples = 1: must be at least 2'),
     (dict(n_keep=7), 'n_keep = 7: must lie in 0..6'),
     (dict(n_elites=65), 'n_elites = 65: must lie in 2..64'),
     (dict(n_proposals=64), 'n_proposals = 64: must lie in 0..63'),
@@ -161,6 +161,15 @@ def test_costs_by_hand(folder):
 def test_what_cannot_be(folder, asked, line):
     with pytest.raises(SystemExit, match=line):
         plan.evaluate(build(), folder, plan.Keys(**asked))
+
+
+def test_what_nobody_asked_for_fits():
+    """A small n_samples is no mistake: the world's own numbers of elites and proposals give way."""
+    for n in (2, 16, 32):
+        keys = goals.filled(plan.Keys(n_samples=n), wall.Tasks.OWN)
+        assert keys.n_keep <= keys.n_elites <= n and keys.n_proposals < n
+    keys = goals.filled(plan.Keys(n_keep=0, n_proposals=0, n_elites=9), wall.Tasks.OWN)
+    assert (keys.n_samples, keys.n_elites, keys.n_keep, keys.n_proposals) == (64, 9, 0, 0)
 
 
 def test_a_world_that_cannot_be_planned_in(folder, tmp_path):

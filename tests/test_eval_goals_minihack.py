@@ -144,6 +144,12 @@ def test_keys_of_the_other_planner(folder, asked, line):
 def test_what_cannot_be(folder, tmp_path):
     with pytest.raises(ValueError, match="family = 'far': these rooms have walk, push"):
         plan.evaluate(build(), folder, plan.Keys(family='far'))
+    with pytest.raises(ValueError, match='n_clips = 1: want 2 or more'):
+        plan.evaluate(build(), folder, plan.Keys(n_clips=1))
+    none = pytest.raises(ValueError, match="'push': 0 tasks in 200 rooms of")
+    with pytest.MonkeyPatch.context() as patch, none:
+        patch.setattr(tasks, 'task', lambda *_: None)
+        tasks_of(folder, 'push', n=2)
     with pytest.raises(ValueError, match='frame_skip = 2: here each move is looked at'):
         plan.evaluate(build(frame_skip=2), folder, plan.Keys())
     with pytest.raises(SystemExit, match='dreams latents; to compare them'):

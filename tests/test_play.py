@@ -121,6 +121,7 @@ def test_planning_walks_to_the_goal(game):
     assert 'no goal yet' in game.said                        # it was a picture of what was before
     for _ in range(60): game.press('+')
     assert game.model.cfg.sample_steps == 50
+    assert terminal.fitting(game.film[-1], 80, 3)[0] == 0
 
 
 def test_half_blocks_hold_the_picture():

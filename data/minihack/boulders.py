@@ -202,7 +202,8 @@ class Live:
         return self.fixed.frame()
 
     def step(self, action):
-        self.fixed.env.step(int(np.argmax(action)))
+        if not self.fixed.env.over:      # after a death nothing changes
+            self.fixed.env.step(int(np.argmax(action)))
         return self.fixed.frame()
 
 

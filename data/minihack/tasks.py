@@ -76,11 +76,16 @@ class Tasks:
             raise ValueError(f'family = {family!r}: these rooms have {", ".join(self.FAMILIES)}')
         if skip != 1:
             raise ValueError(f'frame_skip = {skip}: here each move is looked at; want a model with 1')
+        if n < 2:
+            raise ValueError(f'n_clips = {n}: want 2 or more, because goals are exchanged')
         level = store.meta['level']
         fixed = watch(level_file(level['name'], level['water']), level['shadows'])
         levels, starts, goals, away = [], [], [], []
-        i = 2**31                        # beyond the numbers of recorded episodes: other rooms, other moves
+        i = 2**31                        # beyond the numbers of recorded episodes, so other rooms are drawn
         while len(levels) < n:
+            if i - 2**31 > 100 * n:
+                raise ValueError(f'family = {self.family!r}: {len(levels)} tasks in {100 * n} rooms of '
+                                 f'{level["name"]}; want rooms where more can be done')
             rng = np.random.default_rng([seed, i])
             i += 1
             found = task(fixed, self.family, self.ways, rng)
@@ -114,9 +119,10 @@ class Tasks:
         made, maps = made.clone(), []
         for task, moves in enumerate(made):
             for k in range(len(moves) + 1):
-                maps[task:] = [self.simulator.map(task, numbers(moves[:k]))]
-                if np.array_equal(maps[task], self.goals[task]):
+                here = self.simulator.map(task, numbers(moves[:k]))
+                if np.array_equal(here, self.goals[task]):
                     moves[k:] = 0
+            maps.append(here)
         return self.seen(maps, self.start['task'], made)
 
     def distance(self, state, where):
@@ -143,6 +149,8 @@ def task(fixed, family, ways, rng):
     for _ in range(12):                  # away from the staircase, which nobody sees
         last = before[-1] if before else None
         before.append(int(wander(fixed.glyphs(), fixed.player(), last, ways, rng)))
+        if fixed.env.over:
+            return None
         fixed.env.step(before[-1])
     start = fixed.glyphs()
     if family == 'walk':
@@ -153,7 +161,8 @@ def task(fixed, family, ways, rng):
         if move is None:
             last = moves[i - 1] if i else None
             moves[i] = move = int(wander(fixed.glyphs(), fixed.player(), last, ways, rng))
-        fixed.env.step(move)
+        if not fixed.env.over:
+            fixed.env.step(move)
     goal = fixed.glyphs()
     pushed = ((start == BOULDER) != (goal == BOULDER)).any()
     ordinary = set(np.unique([start, goal]).tolist()) <= NAMES.keys() and not fixed.env.over

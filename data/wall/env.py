@@ -125,7 +125,7 @@ class Tasks:
     OWN = {'n_clips': 50, 'horizon': 5, 'n_samples': 64, 'n_iters': 8, 'n_keep': 3, 'n_proposals': 32,
            'frame': 'last'}
     FAMILIES = 'near', 'far', 'door'
-    looks, pace = 1, 5                   # a plan is carried out to its end, whatever its horizon
+    looks, pace = 1, OWN['horizon']      # a plan is carried out to its end; another horizon, another pace
 
     def __init__(self, store, family, n, horizon, skip, seed, device):
         import torch
