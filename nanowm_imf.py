@@ -87,12 +87,12 @@ class Model(nanowm.Model):
         """batch: video or latent, action (B, T*k, A); r, t (B,), noise (B, 1, C, H, W), or we draw them."""
         frames, action = self.encode(batch), self.fold_action(batch['action'])
         context, x = frames[:, :-1], frames[:, -1:]
-        r, t = (batch['r'], batch['t']) if 't' in batch else draw_times(len(x), x.device)
+        r, t = (batch['r'], batch['t']) if 'r' in batch else draw_times(len(x), x.device)
         e = batch['noise'] if 'noise' in batch else torch.randn_like(x)
         wide = t[:, None, None, None, None]
         z, span = (1 - wide) * x + wide * e, (t - r)[:, None, None, None, None]
         guess = self.frame(z, r, t, context, action)
-        first = 0 if 't' in batch else still(len(x))     # before it r = t, so du/dt would be multiplied by 0
+        first = 0 if 'r' in batch else still(len(x))     # before it r = t, so du/dt would be multiplied by 0
         slope = torch.zeros_like(x)
         slope[first:] = self.du_dt(*(y[first:] for y in (z, r, t, context, action)))
         square = (guess - x - wide * span * slope).square()
