@@ -378,8 +378,9 @@ def test_what_dynamics_is_given(row, whole):
 @rows(
     *[(flag, [f'--{flag}'], flag.replace('=', ' = ')) for flag in (
         'horizon=-1', 'knots=0', 'n_samples=1', 'n_iters=-1', 'n_elites=1', 'n_elites=-1', 'n_clips=-1',
-        'seed=-1', 'n_keep=13', 'n_proposals=128', 'futures_at_once=-1')],
-    ('a frame', ['--frame=best'], "frame = 'best': choose one of last, cheapest"),
+        'seed=-1', 'n_keep=-2', 'n_proposals=-2', 'futures_at_once=-1')],
+    *[(flag, [f'--{flag}'], f'{flag.split("=")[0]}: only where goals are pictures') for flag in (
+        'n_keep=2', 'n_proposals=8', 'frame=last', 'family=near', 'gif={new}.gif')],
     ('more elites than samples', ['--n_samples=4', '--n_elites=5'], 'n_elites = 5'))
 def test_what_plan_is_given(row, whole):
     flags, words = row
