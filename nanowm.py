@@ -538,7 +538,7 @@ class Model(nn.Module):
         out = self.unpatchify(self.final_layer(x, c))
         return out if kv is None else (out, new)
 
-    def embed_level(self, t):
+    def embed_level(self, t):                        # (B, T) -> (B, T, D); nanowm_imf.py has its own
         return self.t_embedder(timestep_embedding(t))
 
     def unpatchify(self, x):                                     # (B, T, P, patch*patch*C) -> (B, T, C, H, W)

@@ -118,7 +118,7 @@ class Model(nanowm.Model):
         grid = torch.linspace(1, 0, self.cfg.sample_steps + 1).tolist()
         for t, r in zip(grid[:-1], grid[1:]):
             times = torch.zeros(*x.shape[:2], 2, device=x.device)
-            times[:, -1] = torch.tensor([t, t - r])
+            times[:, -1, 0], times[:, -1, 1] = t, t - r              # fills: nothing is copied to the device
             frame = self.net(x[:, known:], times[:, known:], action, known, list(kv))[0][:, -1].float()
             if self.cfg.skip:
                 frame = frame + x[:, -2]

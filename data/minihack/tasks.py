@@ -97,7 +97,7 @@ class Tasks:
             return torch.as_tensor(np.array(x), dtype=torch.float32, device=device)
         self.simulator, self.away = Simulator(fixed, levels), np.array(away)
         self.nothing = there(np.zeros((n, 0, self.ways)))
-        self.start = self.seen(starts, torch.arange(n), self.nothing)
+        self.start = self.seen(starts, torch.arange(n, device=device), self.nothing)
         self.goal, self.where = there(picture(np.array(goals))), there(goals).flatten(1)
         self.goals = goals
         chance = np.random.default_rng([seed, 1]).integers(self.ways, size=(n, self.looks))
