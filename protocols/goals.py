@@ -11,6 +11,7 @@ state, which no planner below sees unless its name says so.
 
     success_<row>           the share that is there at the end, with its Wilson interval, and of the nearer
                             and farther half of the tasks; error_<row>: the median of the world's own error
+    gain_over_<row>         success of `scales` minus that of the row, task by task, and its interval
     seconds_per_plan_<row>  of the whole row, the world's own time and pictures included, over its searches
 
 All rows play the same tasks. A world says how often one may look: Wall's plans are carried out blindly; in
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 import cem
 from data.loader import Store, simulator
-from metrics import wilson
+from metrics import bootstrap, wilson
 from protocols import common
 
 BLURS = 0.0, 1.5, 3.0, 6.0           # px, std; 0 = none
@@ -100,11 +101,13 @@ def evaluate(model, folder, keys, rank=0, quiet=True):
     if keys.gif and rank == 0:
         from draw.goals import draw  # here, because only pictures need imageio
         draw(keys.gif, tasks, made['scales'], film, ends['scales'])
-    result = {}
+    result, won = {}, {}
     for name, end in ends.items():
         error = tasks.error(end)
-        result |= rates(name, tasks.success(error), tasks.away)
+        won[name] = tasks.success(error)
+        result |= rates(name, won[name], tasks.away)
         result[f'error_{name}'] = float(np.median(error))
+    result |= gains(won, keys.seed)
     result |= {f'seconds_per_plan_{name}': value for name, value in seconds.items()}
     return common.plain(result | dict(
         family=tasks.family, n_clips=len(tasks.away), horizon=keys.horizon, looks=tasks.looks,
@@ -242,6 +245,17 @@ def rates(name, won, away):
     return {f'success_{name}': won.mean(), f'success_{name}_ci': wilson(int(won.sum()), len(won)),
             f'success_{name}_near_half': won[near].mean(),
             f'success_{name}_far_half': won[~near].mean() if (~near).any() else None}
+
+
+def gains(won, seed):
+    """How much more often `scales` is there than each other row, over the same tasks. won {row: (B,)}"""
+    found = {}
+    for name, other in won.items():
+        if name != 'scales':
+            more = won['scales'].astype(float) - other
+            low, high = bootstrap(more, np.arange(len(more)), lambda x: x.mean(0), seed=seed)
+            found |= {f'gain_over_{name}': more.mean(), f'gain_over_{name}_ci': [low, high]}
+    return found
 
 
 def show(result):

@@ -186,3 +186,15 @@ def test_a_world_that_cannot_be_planned_in(folder, tmp_path):
     (tmp_path / 'old' / 'meta.json').write_text(json.dumps(meta))
     with pytest.raises(SystemExit, match='old/meta.json names no world .env. that has Tasks'):
         plan.evaluate(build(), str(tmp_path / 'old'), plan.Keys())
+
+
+def test_gains_are_paired():
+    """Two rows that each reach half of the tasks: the same half leaves no doubt, another one leaves a lot."""
+    half = np.arange(40) % 2 == 0
+    won = {'scales': half, 'same': half, 'rest': ~half, 'none': np.zeros(40, bool)}
+    found = goals.gains(won, seed=0)
+    assert found['gain_over_same'] == 0 and found['gain_over_same_ci'] == [0, 0]
+    assert found['gain_over_rest'] == 0
+    low, high = found['gain_over_rest_ci']
+    assert -0.5 < low < -0.15 and 0.15 < high < 0.5                  # 1.96 / sqrt(40) = 0.31
+    assert found['gain_over_none'] == 0.5 and 'gain_over_scales' not in found
