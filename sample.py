@@ -28,7 +28,7 @@ from data.loader import Store, read_meta, simulator
 from draw import env as draw_env
 from draw import states, video
 from draw.common import check_out, cut
-from protocols.common import file_of, fits
+from protocols.common import Decoded, codec_of, file_of, fits
 
 ckpt = ''                     # out_dir of a run, or one of its step folders
 which = 'latest'              # latest | best, when ckpt is an out_dir
@@ -46,6 +46,7 @@ env = ''                      # policies with a simulator: which environment; ''
 stride = 1                    # videos: new frames per window
 seed = 0                      # of clips and noise
 fps = 0                       # pictures per second; 0: videos 4, robots about 25, at true speed whatever fps
+vae = ''                      # models of latents: the codec, sd | taesd | PATH; '' = the one meta.json names
 scale = 0                     # videos: screen pixels per pixel, 0: about 112 wide; robots: 80 px, 0: 3
 device = 'auto'               # auto = cuda if there is one, else cpu
 out = ''                      # .gif or .png; '' = samples/<step> in the run's folder
@@ -83,8 +84,10 @@ def possible(model, reads, meta, versus, futures):
     if 'state' in reads:
         looks = hasattr(simulator(meta), 'draw')
         return ['curves.png'] if not looks else ['arms.gif'] if versus else ['arms.gif', 'curves.png']
-    if 'video' not in reads:
-        sys.exit(f'this model dreams {", ".join(reads)}; making pixels of them needs vae.py, not there yet')
+    if vae and 'latent' not in reads:
+        sys.exit(f'--vae={vae}: this model does not dream latents, so there is nothing to decode')
+    if not {'video', 'latent'} & set(reads):
+        sys.exit(f'this model dreams {", ".join(reads)}, and no picture of that is known here')
     return ['futures.gif'] if futures else ['strips.gif', 'film.png']
 
 
@@ -144,16 +147,21 @@ if __name__ == '__main__':
         windows = reads | {'action': range(1)}
     else:
         key, k = 'state' if 'state' in reads else 'video', getattr(model.cfg, 'frame_skip', 1)
-        H = n_context or getattr(model.cfg, 'n_context', max(1, len(reads[key]) - 1))
+        H = n_context or getattr(model.cfg, 'n_context', max(1, len(reads.get('latent', reads.get(key))) - 1))
         T = H + (1 if futures else K)                                # a command held down needs no truth
         windows = {key: range(0, T * k, k), 'action': range((T - 1) * k)}
+        if 'latent' in reads:
+            windows['latent'] = windows['video']
     store = Store(folder, split, windows, kind == 'actions' and M.PAD, 'length, n_context')
     fits(model.cfg, store)
     ids = choose(store, n, seed)
     if kind == 'actions':
         states.actions(out, model, store, ids, K, seed)
         sys.exit(print(f'{out}: what was done, and what the policy wants'))
-    clips = cut(store, ids, H, k, next(model.parameters()).device)
+    where = next(model.parameters()).device
+    clips = cut(store, ids, H, k, where)
+    if 'latent' in reads:
+        model = Decoded(model, codec_of(meta, folder, vae, where))
     more = {key: config[key] for key in takes.split() if key in ('stride', 'futures', 'fps', 'scale')}
     more |= {'seed': seed} if key == 'video' else {'chunk': told.get('chunk', 1)}    # 1: exact sliding window
     more |= {'length': K} if futures else {}

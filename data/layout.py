@@ -91,7 +91,7 @@ def maker(folder):
         for end in range(len(words), 0, -1):                   # the longest <name> first
             name, variant = '_'.join(words[:end]), words[end:]
             prepare = os.path.join(HERE, name, 'prepare.py')
-            if variant == ['sd'] or not os.path.exists(prepare):       # nothing encodes latents yet
+            if not os.path.exists(prepare):
                 continue
             with open(prepare) as f:
                 text = f.read()
@@ -102,6 +102,11 @@ def maker(folder):
                 flags[flags.index('--oracle')] = '--oracle=bfs5'
             if 'boulders' in variant:                                  # a value as well
                 flags.insert(0, '--level=boulders')
+            flags += [f'--vae={word}' for word in variant if word in ('sd', 'taesd')]
+            sizes = [word for word in variant if word.isdigit()]
+            if 'sd' in variant:                                        # the published models see 256 px
+                sizes = sizes or ['256']
+            flags += [f'--size={size}' for size in sizes]
             if "'--src', required" in text:
                 flags.append('--src=PATH')
             if "'--video'" in text and any('video' in word for word in variant):
@@ -256,6 +261,10 @@ def check_meta(meta):
         want(all(type(side) is int and side % px == 0 for side in sides),
              f'tiles: px = {px} does not divide {sides}, height and width')
     check_info(meta | {key: facts[key] for key in ('fps', 'q_index') if key in facts}, A, S)
+    codec = meta.get('latent')
+    if codec is not None:
+        told = isinstance(codec, dict) and all(isinstance(codec.get(key), str) for key in ('vae', 'sha256'))
+        want(told, f'latent = {codec!r}: want {{vae, sha256, ..}}, the codec')
     check_stats(meta['stats'], files, A, S)
 
 

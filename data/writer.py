@@ -23,6 +23,7 @@ From "one episode as a function of its number" to a data folder; every prepare.p
         tiles               {px, names, agent, pixels} of what the picture is made of, for the scores of tiles
         facts               {name: value} for fields of that name in a model's Config; sizes, fps and q_index
                             are among them by themselves
+        latent              {vae, kind, sha256, scale, size, resize, posterior_std}, by itself, with --vae
         tasks, clips, dt, decimation, mjcf_sha256, anything else        is kept in meta.json for people
 
 Workers compute SHARD episodes at a time into <out>.tmp/, so a stopped run goes on where it was. Then one
@@ -47,12 +48,14 @@ import zipfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from configurator import polite_exit
+from data import latents
 from data.layout import FACTS, check_episode, check_info, form
 from data.statistics import all_statistics, differences, statistics
 
@@ -63,8 +66,11 @@ SHARD = 8         # episodes per temporary file: what an interruption may cost e
 
 # ---- the command line ----
 
-def flags(doc, out, val='0.1'):
-    """ArgumentParser with the flags of every prepare.py; its results go to `write` through `common`."""
+def flags(doc, out, val='0.1', size=True):
+    """
+    ArgumentParser with the flags of every prepare.py; its results go to `write` through `common`. size=False
+    for a prepare.py that has a --size of its own.
+    """
     if threading.current_thread() is threading.main_thread():
         polite_exit()                          # until `write` takes over: Ctrl-C is one line, no traceback
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,6 +80,11 @@ def flags(doc, out, val='0.1'):
                    help=f'episodes to validate on: a share, 0.1, or which, 85-99 or 3,17 (default {val})')
     p.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: all cores)')
     p.add_argument('--limit', type=int, default=0, help='at most this many episodes (default 0: all)')
+    p.add_argument('--vae', default=False, help='also store latents: sd | taesd | PATH of weights (vae.py); '
+                   'their videos only to validate (default none)')
+    if size:
+        p.add_argument('--size', type=int, default=False, help='make videos so many pixels square (default: '
+                       'as they are)')
     return p
 
 
@@ -90,11 +101,16 @@ def common(args, file):
     for key, value in vars(args).items():
         if key in ('out', 'workers') or value is False:
             continue
-        if key == 'src':
+        if key == 'src' or key == 'vae':
             value = Path(value).resolve().name         # where it lies on this machine is nobody's business
         told.append(f'--{key}' if value is True else f'--{key}={value}')
     file = '/'.join(Path(file).resolve().parts[-3:])
     known = {key: getattr(args, key) for key in ('seed', 'val', 'workers', 'limit')}
+    if args.vae and args.vae != 'none':
+        known['vae'] = args.vae
+    if type(getattr(args, 'size', '')) is int:         # a prepare.py of its own way with sizes has text here
+        at_least(args, size=1)
+        known['size'] = args.size
     return known | {'command': f'python {file} {" ".join(told)}'}
 
 
@@ -137,20 +153,32 @@ def play(episode, i, padded, like=None):
     return arrays
 
 
-def compute(episode, first, last, path, padded, like):
-    """Worker: episodes first..last-1 into one .npz, which has its name only when whole. Returns how many."""
+def compute(episode, first, last, path, padded, like, seen):
+    """
+    Worker: episodes first..last-1 into one .npz, which has its name only when whole. Returns how many.
+    seen (last - first,): whose video is kept.
+    """
     episodes = [play(episode, i, padded, like) for i in range(first, last)]
-    arrays = {f'key.{key}': np.concatenate([e[key] for e in episodes]) for key in episodes[0]}
+    lengths = [len(next(iter(e.values()))) for e in episodes]
+    arrays = {}
+    for key in episodes[0]:
+        kept = [e[key] for e, keep in zip(episodes, seen) if keep or key != 'video']
+        if kept:
+            arrays[f'key.{key}'] = np.concatenate(kept)
     with open(path.with_suffix('.part'), 'wb') as f:
-        np.savez(f, T=[len(next(iter(e.values()))) for e in episodes], **arrays)
+        np.savez(f, T=lengths, **arrays)
         f.flush()
         os.fsync(f.fileno())               # a name on the disk before its bytes would be a damaged shard
     os.replace(path.with_suffix('.part'), path)
     return last - first
 
 
-def orphan():
-    """Worker start: no worker outlives its parent."""
+def orphan(counter, threads):
+    """Worker start: it gets a number and a share of the cores, and no worker outlives its parent."""
+    with counter.get_lock():
+        latents.WORKER[0] = counter.value
+        counter.value += 1
+    os.environ.setdefault('OMP_NUM_THREADS', str(threads))           # torch, where it comes, comes later
     def watch():
         multiprocessing.parent_process().join()
         os._exit(1)
@@ -164,7 +192,9 @@ def run(jobs, workers, bar):
             bar.update(compute(*job))
         return
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context('spawn'), orphan) as pool:
+    spawn = multiprocessing.get_context('spawn')
+    share = spawn.Value('i', 0), max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(min(workers, len(jobs)), spawn, orphan, share) as pool:
         # Ctrl-C reaches the whole process group, but the parent decides: workers inherit that it is blocked
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -222,21 +252,31 @@ def first_frames(shard):
         return {name.removeprefix('key.'): z[name][:1] for name in z.files if name != 'T'}
 
 
-def pieces(shards, lengths, key, want):
-    """One array (T, ...) per episode that is wanted, (n,) bool; one shard in memory at a time."""
+def pieces(shards, lengths, key, want, there):
+    """
+    One array (T, ...) per episode that is wanted, (n,) bool; one shard in memory at a time. there (n,) bool:
+    which episodes have this key.
+    """
     i = 0
     for shard, T in zip(shards, lengths):
-        wanted = want[i:i + len(T)]
+        wanted, kept = want[i:i + len(T)], there[i:i + len(T)]
         if wanted.any():
-            episodes = np.split(load(shard, f'key.{key}'), np.cumsum(T)[:-1])
-            yield from itertools.compress(episodes, wanted)
+            episodes = np.split(load(shard, f'key.{key}'), np.cumsum(T[kept])[:-1])
+            yield from itertools.compress(episodes, wanted[kept])
         i += len(T)
 
 
-def assemble(folder, shards, mask, info, binary, padded):
-    """Shards, in order -> folder/{train,val}/*.npy and folder/meta.json. mask (n,): who validates."""
+def assemble(folder, shards, mask, info, binary, padded, seen):
+    """
+    Shards, in order -> folder/{train,val}/*.npy and folder/meta.json. mask (n,): who validates; seen (n,):
+    whose video was kept.
+    """
     lengths = [load(shard, 'T') for shard in shards]
-    like = {key: x[0] for key, x in first_frames(shards[0]).items()}      # one frame of each key
+    like = {}                              # one frame of each key, in the order of the first shard
+    for shard in shards:
+        like = {key: x[0] for key, x in first_frames(shard).items()} | like
+        if 'video' in like or not seen.any():
+            break
     counts, files = {}, {}
     for name, want in {'train': ~mask, 'val': mask}.items():
         if not want.any():
@@ -246,14 +286,17 @@ def assemble(folder, shards, mask, info, binary, padded):
         spans = np.stack([np.cumsum(T) - T, np.cumsum(T)], 1).astype(np.int64)
         counts[name] = {'episodes': len(T), 'frames': int(T.sum())}
         for key, x in like.items():
+            there = seen if key == 'video' else np.ones(len(mask), bool)
+            if not there[want].any():
+                continue                   # latents to train on go without their pictures
             file, shape = f'{name}/{key}.npy', (int(T.sum()), *x.shape)
-            files[file] = save(folder / file, shape, x.dtype, pieces(shards, lengths, key, want))
+            files[file] = save(folder / file, shape, x.dtype, pieces(shards, lengths, key, want, there))
         file = f'{name}/episodes.npy'
         files[file] = save(folder / file, spans.shape, spans.dtype, [spans])
 
     facts = {f'{key}_dim': len(like[key]) for key in ('action', 'state') if key in like}
     facts |= {key: info[key] for key in ('fps', 'q_index') if key in info}
-    for key in ('latent', 'video'):
+    for key in ('video', 'latent'):        # where there are both, it is the latents that a model is for
         if key in like:
             facts |= {'input': key, **dict(zip(FACTS[key], like[key].shape))}
     meta = info | {
@@ -317,36 +360,44 @@ def stoppable():
             signal.signal(s, handler)
 
 
-def make(out, tmp, episode, mask, workers, info, binary, padded, shards):
-    """All episodes into shards, and those into `out`. Returns the counts of meta.json."""
+def make(out, tmp, episode, mask, workers, info, binary, padded, shards, describe):
+    """
+    All episodes into shards, and those into `out`. describe: None, or the entry `latent` of meta.json as a
+    function of the first video. Returns the counts of meta.json.
+    """
     n = len(mask)
     files = {first: shards / f'{first:07d}.npz' for first in range(0, n, SHARD)}
     todo = [first for first, file in files.items() if not whole(file)]
     # episode 0 is looked at before the work starts: most mistakes are in all of them, and all must look alike
-    arrays = play(episode, 0, padded) if 0 in todo else first_frames(files[0])
+    arrays = play(episode, 0, padded) if 0 in todo or describe else first_frames(files[0])
     A, S = (arrays[key].shape[1] if key in arrays else None for key in ('action', 'state'))
     try:
         check_info(info, A, S)
     except ValueError as e:
         sys.exit(f'info: {e}')
-    jobs = [(episode, first, min(first + SHARD, n), files[first], padded, form(arrays)) for first in todo]
+    seen = mask if describe else np.ones(n, bool)
+    if describe:
+        info = info | {'latent': describe(arrays['video'])}
+    jobs = [(episode, first, min(first + SHARD, n), files[first], padded, form(arrays),
+             seen[first:first + SHARD]) for first in todo]
     left = sum(job[2] - job[1] for job in jobs)
     with tqdm(total=n, initial=n - left, desc=str(out), disable=None) as bar:
         run(jobs, workers, bar)
     shutil.rmtree(tmp / 'whole', ignore_errors=True)
-    counts = assemble(tmp / 'whole', list(files.values()), mask, info, binary, padded)
+    counts = assemble(tmp / 'whole', list(files.values()), mask, info, binary, padded, seen)
     os.rename(tmp / 'whole', out)          # all or nothing: nobody ever sees half a data folder
     return counts
 
 
 def write(out, episode, n, *, seed, val, workers, command, info, limit=0, binary=None, padded=('action',),
-          sources=()):
+          sources=(), vae='', size=0):
     """Make the data folder `out` of n episodes.
 
     info       dict for meta.json, see the top of this file
     binary     {key: columns} that are one-hot or 0/1
     padded     keys whose last row of an episode is padding (zero)
     sources    whatever else the bytes depend on, as plain values (sizes and times of files that are read)
+    vae, size  what becomes of `video`, see data/latents.py
 
     A mistake of the user, a full disk, Ctrl-C and SIGTERM end in one line; an error inside episode(i) in
     RuntimeError with its number.
@@ -359,9 +410,22 @@ def write(out, episode, n, *, seed, val, workers, command, info, limit=0, binary
     refuse(out, seed, n, workers, limit, command)
     n = min(n, limit) if limit > 0 else n
     mask, tmp = split(n, val, seed), out.with_name(f'{out.name}.tmp')
+    ours = [Path(__file__).with_name(name) for name in ('writer.py', 'layout.py', 'video.py', 'latents.py')]
+    ours += sorted(home(episode).glob('*.py'))
+    describe = None
+    if size or vae:
+        episode = partial(latents.shaped, episode=episode, size=size, vae=vae)
+        # what draws the world at its own size, or looks for its tiles, cannot compare with these pictures
+        info = {key: x for key, x in info.items() if not size or key != 'tiles' and (vae or key != 'env')}
+    if vae:
+        if not mask.any():
+            sys.exit(f'--val={val} with --vae: hold out an episode, because only those keep their pictures')
+        name = vae if vae in ('sd', 'taesd') else Path(vae).resolve().name
+        describe = partial(latents.about, vae, name, size)
+        sources = [*sources, size, latents.codec(vae).sha256]
+        ours.append(Path(__file__).parents[1] / 'vae.py')
     # shards are used again only if the settings and the code (ours, and the folder of `episode`) are the same
-    ours = [Path(__file__).with_name(name) for name in ('writer.py', 'layout.py', 'video.py')]
-    code = [p.read_text() for p in [*ours, *sorted(home(episode).glob('*.py'))]]
+    code = [p.read_text() for p in ours]
     key = repr([n, seed, SHARD, padded, info, sources, code])
     shards = tmp / hashlib.sha256(key.encode()).hexdigest()[:16]
     try:
@@ -369,7 +433,7 @@ def write(out, episode, n, *, seed, val, workers, command, info, limit=0, binary
             shards.mkdir(parents=True, exist_ok=True)
             with open(tmp / 'lock', 'w') as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                counts = make(out, tmp, episode, mask, workers, info, binary or {}, padded, shards)
+                counts = make(out, tmp, episode, mask, workers, info, binary or {}, padded, shards, describe)
             shutil.rmtree(tmp)
     except BlockingIOError:
         sys.exit(f'{tmp}: another run is writing here; wait for it, or use --out')

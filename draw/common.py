@@ -90,13 +90,13 @@ def check_size(tile, across, down, frames=1):
 def cut(store, ids, n_context, k, device):
     """
     Windows -> what a rollout wants and should give: context, what was done after it (B, 1, K, k*A), what came
-    of that (B, K, ...). k raw actions lead from one frame to the next.
+    of that (B, K, ...), of the store's first key. k raw actions lead from one frame to the next.
     """
     batch = {key: value.to(device) for key, value in store.windows_at(ids).items()}
-    key = next(key for key in store.windows if key != 'action')
     action = batch['action'].flatten(1).unflatten(1, (-1, k * batch['action'].shape[-1]))
-    context = {key: batch[key][:, :n_context], 'action': action[:, :n_context - 1]}
-    return context, action[:, None, n_context - 1:], batch[key][:, n_context:]
+    keys = [key for key in store.windows if key != 'action']
+    context = {key: batch[key][:, :n_context] for key in keys} | {'action': action[:, :n_context - 1]}
+    return context, action[:, None, n_context - 1:], batch[keys[0]][:, n_context:]
 
 
 def dream(model, context, action, key, **wishes):

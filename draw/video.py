@@ -7,7 +7,8 @@ Pictures of dreamed videos; each function asks the model and writes one file.
 
 All take what a rollout wants and should give: context, action (B, 1, K, k*A), truth (B, K, H, W, C), and
 meta.json of the data. stride: new frames per window; fps 0: 4 pictures per second; scale: screen pixels per
-pixel, 0 makes a frame about 112 wide.
+pixel, 0 makes a frame about 112 wide. A model of latents comes as protocols.common.Decoded, and its context
+holds `video`, too.
 """
 import sys
 
@@ -27,23 +28,25 @@ def imagine(model, context, action, seed, stride):
     return new['video'].round().astype(np.uint8)
 
 
-def screen(cfg):
+def screen(width):
     """Screen pixels per pixel for a frame of about 112."""
-    return max(1, round(112 / cfg.width))
+    return max(1, round(112 / width))
 
 
 # ---- recorded commands ----
 
 def strips(path, model, context, action, truth, meta, seed=0, stride=1, fps=0, scale=0):
-    scale = scale or screen(model.cfg)
-    check_size(model.cfg.width * scale, len(truth), 3, context['video'].shape[1] + truth.shape[1])
+    width = context['video'].shape[-2]
+    scale = scale or screen(width)
+    check_size(width * scale, len(truth), 3, context['video'].shape[1] + truth.shape[1])
     clips = pictures(model, context, action, truth, meta, seed, stride, scale)
     gif(path, np.concatenate(clips, 2), 1 / (fps or 4))
 
 
 def film(path, model, context, action, truth, meta, seed=0, stride=1, scale=0):
-    scale = scale or screen(model.cfg)
-    check_size(model.cfg.width * scale, context['video'].shape[1] + truth.shape[1], 3 * len(truth))
+    width = context['video'].shape[-2]
+    scale = scale or screen(width)
+    check_size(width * scale, context['video'].shape[1] + truth.shape[1], 3 * len(truth))
     clips = pictures(model, context, action, truth, meta, seed, stride, scale)
     png(path, np.concatenate([np.concatenate(list(clip), 1) for clip in clips]))
 
@@ -108,8 +111,9 @@ def futures(path, model, context, action, truth, meta,
     tells them apart, because rollout gives all of them the same noise. The recorded action is ignored.
     """
     held, arrows, labels = held_commands(meta, futures)
-    scale = scale or screen(model.cfg)
-    check_size(model.cfg.width * scale, futures + 1.5, len(action) + 0.5, length + 1)
+    width = context['video'].shape[-2]
+    scale = scale or screen(width)
+    check_size(width * scale, futures + 1.5, len(action) + 0.5, length + 1)
     k = action.shape[-1] // held.shape[1]                                                # raw actions a frame
     held = torch.tensor(np.tile(held, k)).to(action)                                     # (N, k*A)
     held = held[None, :, None].expand(len(action), -1, length, -1)

@@ -79,6 +79,35 @@ def device_of(model):
     return next(model.parameters()).device
 
 
+# ---- models of latents ----
+
+def codec_of(meta, folder, vae, device):
+    """
+    The codec that made the latents of these data, in eval mode. vae: its weights; '' = what meta.json names.
+    """
+    from vae import load  # here, because models of pixels and states should not pay for it
+    told = meta.get('latent')
+    if told is None:
+        sys.exit(f'{folder}/meta.json does not say which codec made its latents; make it anew: --vae=..')
+    codec = load(vae or told['vae'])
+    if codec.sha256 != told['sha256']:
+        sys.exit(f'vae = {vae or told["vae"]}: {folder} was encoded with other weights (sha256 '
+                 f'{told["sha256"][:12]}.., these {codec.sha256[:12]}..); --vae=PATH gives those')
+    return codec.to(device)
+
+
+class Decoded:
+    """A model of latents whose dreams come with their pictures, for whoever compares or draws those."""
+
+    def __init__(self, model, codec):
+        self.model, self.cfg, self.codec = model, model.cfg, codec
+
+    def rollout(self, context, action, **options):
+        from vae import decode
+        new = self.model.rollout(context, action, **options)
+        return new | {'video': decode(self.codec, new['latent'])}
+
+
 # ---- clips ----
 
 def draw(store, n, rng):

@@ -12,10 +12,12 @@ those, against the raw frames of the val split.
     tile_*          shares of tiles that are right, in worlds that are made of tiles (tiles.py)
     *_ci            95 % interval, bootstrap over episodes; --by=window over windows, which overlap and so
                     make it too narrow, for sets of a few long episodes
-    curve           for each predicted step psnr_moving of all three, the share of moving frames, and tile_*
+    curve           for each predicted step psnr_moving of all, the share of moving frames, and tile_*
 
 The two other predictors: `copy` repeats the last context frame; `shuffled` is the model itself under the
-actions of another clip, with the same noise. Who does not beat that has not learned what actions do.
+actions of another clip, with the same noise. Who does not beat that has not learned what actions do. Models
+of latents have two more rows, because their codec costs something, too: `ceiling` is the true frames, encoded
+and decoded, and `copy_codec` is `copy`, likewise.
 """
 import sys
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ class Keys:
     batch_size: int = 64          # clips per forward
     seed: int = 42                # of clips, noise and bootstrap
     by: str = 'episode'           # what the bootstrap draws: episode | window
+    vae: str = ''                 # latents: their codec, sd | taesd | PATH; '' = the one that meta.json names
 
 
 def mse(pred, target):
@@ -45,7 +48,6 @@ def mse(pred, target):
     return (pred - target).square().flatten(-3).mean(-1)
 
 
-PREDICTORS = ('', '_copy', '_shuffled')                      # suffixes; '' is the model
 FRAME_SCORES = {'mse': mse, 'psnr': psnr, 'ssim': ssim}      # name: (pred, target) (B, K, H, W, C) -> (B, K)
 # Scores of whole sets of frames (FID, FVD): name: (features, score). features(frames (B, K, H, W, C)) ->
 # (rows, D) numpy; score(features of predictions, features of truth) -> number. They have no rows, hence no
@@ -53,10 +55,14 @@ FRAME_SCORES = {'mse': mse, 'psnr': psnr, 'ssim': ssim}      # name: (pred, targ
 SET_SCORES = {}
 
 
+def input_of(cfg):
+    return getattr(cfg, 'input', 'video')
+
+
 def lengths(cfg, keys, M):
     """-> frames given, frames predicted, raw frames per model frame, new frames per window of the model."""
     k = getattr(cfg, 'frame_skip', 1)
-    num_frames = len(M.windows(cfg)['video'])
+    num_frames = len(M.windows(cfg)[input_of(cfg)])
     n_context = keys.n_context or getattr(cfg, 'n_context', 1)
     horizon = keys.horizon or num_frames - n_context
     if horizon < 1:
@@ -71,13 +77,12 @@ def windows(cfg, keys, M):
     common.at_least('video', keys, n_clips=2, n_context=0, horizon=0, batch_size=1, seed=0)
     if keys.by not in ('episode', 'window'):
         sys.exit(f'video protocol: by = {keys.by!r}: choose episode or window')
-    kind = getattr(cfg, 'input', 'video')
-    if kind != 'video':
-        sys.exit(f'video protocol: this model dreams {kind}s; decoding them to pixels needs vae.py, which is '
-                 'not there yet')
+    if keys.vae and input_of(cfg) != 'latent':
+        sys.exit(f'video protocol: vae = {keys.vae}: this model dreams pixels, which need no codec')
     n_context, horizon, k, _ = lengths(cfg, keys, M)
     length = n_context + horizon
-    return {'video': range(0, length * k, k), 'action': range(0, (length - 1) * k)}
+    frames = dict.fromkeys(('video', input_of(cfg)), range(0, length * k, k))
+    return frames | {'action': range(0, (length - 1) * k)}
 
 
 @torch.no_grad()
@@ -86,6 +91,8 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     cfg, M = model.cfg, common.file_of(model)
     store = Store(folder, 'val', windows(cfg, keys, M), hint=HINT)
     common.fits(cfg, store)
+    if input_of(cfg) == 'latent':
+        model = common.Decoded(model, common.codec_of(store.meta, folder, keys.vae, common.device_of(model)))
     n_context, horizon, _, stride = lengths(cfg, keys, M)
     rng = np.random.default_rng(keys.seed)
     ids = common.draw(store, keys.n_clips, rng)
@@ -115,19 +122,26 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
 def imagine(model, clips, others, n_context, stride, seed):
     """
     clips and others: batches; others lend their actions only. -> in [0, 1]: the last context frame (B, 1, H,
-    W, C), {suffix: predicted frames (B, K, H, W, C)}, the true ones.
+    W, C), {suffix of the row's names: predicted frames (B, K, H, W, C)}, the true ones.
     """
-    device = common.device_of(model)
+    codec = getattr(model, 'codec', None)
+    device = common.device_of(codec or model)
     truth = clips['video'].to(device)                        # (B, length, H, W, C) uint8
     own, wrong = (batch['action'].to(device).view(*truth.shape[:1], truth.shape[1] - 1, -1)
                   for batch in (clips, others))              # (B, length - 1, k*A)
-    context = {'video': truth[:, :n_context], 'action': own[:, :n_context - 1]}
+    seen = clips[input_of(model.cfg)].to(device)             # truth, or its latents (B, length, C, h, w)
+    context = {input_of(model.cfg): seen[:, :n_context], 'action': own[:, :n_context - 1]}
     future = torch.stack([own, wrong], 1)[:, :, n_context - 1:]                          # (B, 2, K, k*A)
     options = {'stride': stride, 'generator': torch.Generator(device).manual_seed(seed)}
     options = {name: value for name, value in options.items() if common.takes(model.rollout, name)}
     dream = model.rollout(context, future, **options)['video'] / 255                     # (B, 2, K, H, W, C)
     last, truth = truth[:, n_context - 1:n_context] / 255, truth[:, n_context:] / 255
-    return last, dict(zip(PREDICTORS, (dream[:, 0], last.expand_as(truth), dream[:, 1]))), truth
+    guesses = {'': dream[:, 0], '_copy': last.expand_as(truth), '_shuffled': dream[:, 1]}
+    if codec:
+        from vae import decode
+        again = decode(codec, seen[:, n_context - 1:]) / 255
+        guesses |= {'_ceiling': again[:, 1:], '_copy_codec': again[:, :1].expand_as(truth)}
+    return last, guesses, truth
 
 
 def columns(last, guesses, truth, of_tiles=None):
@@ -157,10 +171,14 @@ def set_scores(batches):
     """batches: what `features` made of each. -> {name + suffix: number}"""
     result = {}
     for name, (_, score) in SET_SCORES.items():
-        sets = {who: np.concatenate([batch[name][who] for batch in batches])
-                for who in (*PREDICTORS, 'truth')}
-        result |= {name + who: score(sets[who], sets['truth']) for who in PREDICTORS}
+        sets = {who: np.concatenate([batch[name][who] for batch in batches]) for who in batches[0][name]}
+        result |= {name + who: score(sets[who], sets['truth']) for who in sets if who != 'truth'}
     return result
+
+
+def predictors(frames):
+    """Suffixes of the rows that `columns` kept; the first is the model's own, ''."""
+    return [name.removeprefix('mse') for name in frames if name.startswith('mse')]
 
 
 def pooled(frames, who, clips, steps=slice(None)):
@@ -181,8 +199,8 @@ def decibel(error, count):
 
 def statistics(frames, clips):
     """{name: number} over these clips."""
-    result = {}
-    for who in PREDICTORS:
+    result, rows = {}, predictors(frames)
+    for who in rows:
         for name in FRAME_SCORES:
             if name != 'mse':                                # a mean over still frames too would say little
                 result[name + who] = frames[name + who][clips].mean()
@@ -190,7 +208,7 @@ def statistics(frames, clips):
         result['psnr_moving_pixels' + who] = pooled_pixels(frames, who, clips)
         if 'tiles_changed' in frames:
             result |= tiles.scores(frames, who, clips)
-    for who in PREDICTORS[1:]:
+    for who in rows[1:]:
         result['gain_over' + who] = result['psnr_moving'] - result['psnr_moving' + who]
         result['gain_pixels_over' + who] = (result['psnr_moving_pixels']
                                             - result['psnr_moving_pixels' + who])
@@ -212,20 +230,23 @@ def summary(frames, group, seed):
         result[name + '_ci'] = [low[i], high[i]]
     steps = range(frames['moving'].shape[1])
     curve = {who.strip('_') or 'model': [pooled(frames, who, every, slice(h, h + 1)) for h in steps]
-             for who in PREDICTORS}
+             for who in predictors(frames)}
     curve['moving'] = [frames['moving'][:, h].mean() for h in steps]
     if 'tiles_changed' in frames:
-        each = [{name: x for who in PREDICTORS
+        each = [{name: x for who in predictors(frames)
                  for name, x in tiles.scores(frames, who, every, slice(h, h + 1)).items()} for h in steps]
         curve |= {name: [scores[name] for scores in each] for name in each[0]}
     return result | dict(curve=curve, n_moving=int(frames['moving'].sum()))
 
 
 def show(result):
-    """psnr_moving of the three predictors, in dB, and what the model gains over the other two."""
+    """psnr_moving of the predictors, in dB, and what the model gains over the others."""
     print(f'PSNR of the frames that move, dB, and its 95 % interval over {result["by"]}s', file=sys.stderr)
     rows = {'model': 'psnr_moving', 'copy': 'psnr_moving_copy', 'shuffled': 'psnr_moving_shuffled',
-            'gain over copy': 'gain_over_copy', 'gain over shuffled': 'gain_over_shuffled'}
+            'ceiling': 'psnr_moving_ceiling', 'copy_codec': 'psnr_moving_copy_codec',
+            'gain over copy': 'gain_over_copy', 'gain over shuffled': 'gain_over_shuffled',
+            'gain over ceiling': 'gain_over_ceiling'}
+    rows = {title: key for title, key in rows.items() if key in result}
     for title, key in rows.items():
         cells = [result[key], *result[key + '_ci']]
         value, low, high = ('-' if x is None else f'{x:.2f}' for x in cells)

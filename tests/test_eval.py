@@ -303,7 +303,7 @@ def test_ranks_share_the_loss(folder, monkeypatch):
     (dict(width=12), dict(), 'has width = 16, the model was trained with 12'),
     (dict(), dict(n_context=2), 'n_context = 2 leaves none of num_frames = 2 to predict; set --horizon'),
     (dict(), dict(horizon=12), 'the longest of 4 episodes has 12; use fewer frames (horizon, n_context)'),
-    (dict(input='latent', channels=4), dict(), 'this model dreams latents')])
+    (dict(input='latent', channels=4), dict(), 'knows no val/latent.npy')])
 def test_user_mistakes_are_one_line(folder, over, asked, words):
     with pytest.raises(SystemExit) as stop: judge(build(last_frame, **over), folder, **asked)
     assert words in str(stop.value) and '\n' not in str(stop.value)

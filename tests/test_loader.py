@@ -234,7 +234,8 @@ def test_how_to_make_through_a_link(tmp_path):
 
 def test_how_to_make_what_nobody_makes():
     assert 'no prepare.py makes nosuch_pixels yet' in how_to_make('data/nosuch_pixels')
-    assert 'no prepare.py makes wall_sd yet' in how_to_make('data/wall_sd')        # latents: not yet
+    assert '--vae=sd --size=256 --out=data/wall_sd' in how_to_make('data/wall_sd')
+    assert '--vae=taesd --size=64 --out=data/wall_taesd_64' in how_to_make('data/wall_taesd_64')
 
 
 def test_unfinished_folder(tmp_path):

@@ -78,7 +78,7 @@ def check(clips, actions, size, skip, fps):
 
 
 def main():
-    p = flags(__doc__, out='data/clips_own')
+    p = flags(__doc__, out='data/clips_own', size=False)
     p.add_argument('--src', required=True, help='folder of videos, or of folders of pictures')
     p.add_argument('--actions', default=False,
                    help='folder of CSV or NPY, one per clip, or one CSV of all (default: beside the clips)')

@@ -85,7 +85,7 @@ def sources(files):
 
 
 def main():
-    p = flags(__doc__, out='data/lerobot_g1')
+    p = flags(__doc__, out='data/lerobot_g1', size=False)
     p.add_argument('--src', required=True, help='folder of the LeRobot set, with meta/ and data/')
     p.add_argument('--state', default='observation.state', help='column (default observation.state)')
     p.add_argument('--action', default='action', help='column (default action)')
