@@ -6,6 +6,7 @@ How fast is a model? Every model of the contract; a table on stdout, the same as
     python bench/step.py --model=nanowm --what=rollout               the same beside samplers without a cache
     python bench/step.py --model=arx5_gpt --what=loader              share of a step spent waiting for data
     python bench/step.py --model=arx5_gpt --what=gpu                 eager, compiled, CUDA graph; launches
+    python bench/step.py --preset=S --vae=taesd --batch=1            latents from the disk, or encoded every step
 
 Keys of the model's Config start from the preset and can be set by flag, like --num_frames above; weights and
 data are random, because speed does not depend on the numbers. Modes are timed in turn, repetition by
@@ -44,6 +45,7 @@ rollout_context = 0           # rollout: frames that are given; 0 = a whole wind
 rollout_history = 0           # rollout: its argument `history`, where it has one; 0 = the model's choice
 rollout_stride = 0            # rollout: its argument `stride`, where it has one; 0 = the model's choice
 walks = WALKS                 # rollout of a model that denoises: which samplers of bench/plain.py
+vae = ''                      # step: beside it the codec in the loop: sd | taesd | PATH (bench/encoding.py)
 loader_steps = 20             # timed steps of --what=loader
 reps = 7                      # timed repetitions per mode
 seed = 0                      # of weights and data
@@ -130,6 +132,9 @@ def ready(M, cfg, clock, mode, data):
 
 def step_rows(M, cfg, clock, modes, n, count_launches=False):
     """A row per mode. Memory is the peak of its step, without what the modes before it still hold."""
+    if vae:
+        from bench import encoding
+        return encoding.rows(M, cfg, clock, modes[-1], n, vae, build, seed)
     data, steps, memory = example(M, cfg, clock, n), {}, {}
     for mode in modes:
         if clock.on_cuda:
@@ -290,6 +295,8 @@ def modes_for(what, asked, clock):
 
 def main():
     config, changed = configure(globals(), owners=owners)
+    if vae and what != 'step':
+        sys.exit(f'vae = {vae}: goes with --what=step, not with {what}')
     if what not in ROWS:
         sys.exit(f'what = {what!r}: choose from {", ".join(ROWS)}')
     for key in ('batch', 'candidates', 'rollout_frames', 'loader_steps', 'threads'):
@@ -303,7 +310,8 @@ def main():
     M = contract.load(model)
     cfg = M.Config(**{field.name: config[field.name] for field in fields(M.Config)})
     ours = [f'{key}={config[key]}' for key in changed if hasattr(cfg, key)]      # two settings, two files
-    path = timing.result_path(out, '_'.join(['step', model, what, preset, *ours]), clock)
+    kind = [os.path.splitext(os.path.basename(vae))[0]] if vae else []
+    path = timing.result_path(out, '_'.join(['step', model, what, preset, *kind, *ours]), clock)
     rows = ROWS[what](M, cfg, clock, modes_for(what, modes, clock), batch)
     timing.finish(path, 'step', rows, clock, model=model, preset=preset, model_config=asdict(cfg))
 

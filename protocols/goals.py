@@ -14,7 +14,8 @@ state, which no planner below sees unless its name says so.
     gain_over_<row>         success of `scales` minus that of the row, task by task, and its interval
     seconds_per_plan_<row>  of the whole row, the world's own time and pictures included, over its searches
 
-All rows play the same tasks. A world says how often one may look: Wall's plans are carried out blindly; in
+A model of latents compares latents, of the world's pictures resized and encoded as its data were; the world in
+the model's place compares pixels. All rows play the same tasks. A world says how often one may look: Wall's plans are carried out blindly; in
 NetHack one looks again after each move, and whatever the row, it stops when the true picture is the goal's.
 Wall's `near` tasks are windows of which some overlap, so its intervals are a bit too narrow. The worlds are
 Tasks in data/<name>/env.py; how to write one stands in Wall's.
@@ -25,12 +26,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 import cem
+from data.latents import resize
 from data.loader import Store, simulator
 from metrics import bootstrap, wilson
 from protocols import common
+from vae import decode, encode
 
 BLURS = 0.0, 1.5, 3.0, 6.0           # px, std; 0 = none
 COSTS = 'pixel', 'scales'
@@ -66,9 +70,8 @@ def filled(keys, own):
 def evaluate(model, folder, keys, rank=0, quiet=True):
     """Every rank does all the work. keys: those of plan.py."""
     cfg = model.cfg
-    if cfg.input != 'video':
-        sys.exit(f'plan protocol: this model dreams {cfg.input}s; to compare them with a picture needs '
-                 'vae.py, which is not there yet')
+    if keys.vae and cfg.input != 'latent':
+        sys.exit(f'plan protocol: vae = {keys.vae}: this model dreams pixels, which need no codec')
     store = Store(folder, 'val', windows(cfg))
     common.fits(cfg, store)
     live = simulator(store.meta)
@@ -88,13 +91,15 @@ def evaluate(model, folder, keys, rank=0, quiet=True):
     if onehot and (keys.n_keep or keys.n_proposals):
         sys.exit('plan protocol: n_keep, n_proposals: this world has one-hot actions, whose search '
                  '(cem.choose) knows neither; do not give them')
+    eyes = Eyes(model, store, keys.vae, tasks)
     imagined = {'': dreams(model, keys), 'simulator_': tasks.simulator.rollout}
     made, seconds, film = dict(tasks.rivals), {}, None
     todo = [(who + cost, who, cost) for who in imagined for cost in COSTS]
     todo += [('other', '', 'scales'), ('simulator_distance', 'simulator_', 'distance')]
     for name, who, cost in tqdm(todo, desc='plan', disable=quiet or rank > 0 or None, leave=False):
         wanted = tasks.goal.roll(1, 0) if name == 'other' else tasks.goal
-        made[name], seconds[name], dreamed = act(tasks, imagined[who], cost, wanted, keys)
+        looking = Eyes() if who else eyes
+        made[name], seconds[name], dreamed = act(tasks, imagined[who], cost, wanted, keys, looking)
         if name == 'scales':
             film = dreamed
     ends = {name: tasks.after(moves) for name, moves in made.items()}
@@ -115,25 +120,59 @@ def evaluate(model, folder, keys, rank=0, quiet=True):
         n_keep=keys.n_keep, n_proposals=keys.n_proposals, seed=keys.seed))
 
 
+class Eyes:
+    """
+    What a planner sees of the world's pictures (..., H, W, C) in 0..255: these, or their latents (..., h, w, C),
+    colours last, too, because costs take them for pictures.
+    """
+
+    def __init__(self, model=None, store=None, vae='', tasks=None):
+        self.codec, self.unit = None, 1.0                            # unit: places per pixel of the world
+        if model and model.cfg.input == 'latent':
+            self.codec = common.codec_of(store.meta, store.folder, vae, common.device_of(model))
+            self.size, self.world = store.meta['latent']['size'], tasks.goal.shape[1:3]
+            self.unit = model.cfg.height / self.world[0]
+
+    def see(self, video):
+        if self.codec is None:
+            return video
+        frames = video.round().byte().cpu().numpy()
+        frames = resize(frames.reshape(-1, *frames.shape[-3:]), self.size)
+        z = encode(self.codec, torch.from_numpy(frames)).to(video.device).movedim(-3, -1)
+        return z.view(*video.shape[:-3], *z.shape[1:])
+
+    def show(self, seen):
+        """Back into pictures of the world's size."""
+        if self.codec is None:
+            return seen
+        frames = decode(self.codec, seen.movedim(-1, -3)).movedim(-1, -3)
+        small = F.interpolate(frames.flatten(0, -4), self.world, mode='area')
+        return small.movedim(-3, -1).view(*seen.shape[:-3], *self.world, -1)
+
+
 def dreams(model, keys):
     """rollout(context, actions) of the model, which of the context sees pictures and moves alone."""
+    latent = model.cfg.input == 'latent'
+
     def rollout(context, action):
         noise = torch.Generator(action.device).manual_seed(keys.seed)
-        seen = {key: context[key] for key in (model.cfg.input, 'action')}
+        video = context['video'].movedim(-1, -3) if latent else context['video']
+        seen = {model.cfg.input: video, 'action': context['action']}
         chunk = keys.futures_at_once
         if not chunk and action.device.type == 'cpu':
             chunk = max(1, AT_ONCE // len(action))
-        return model.rollout(seen, action, chunk=chunk, generator=noise)
+        made = model.rollout(seen, action, chunk=chunk, generator=noise)[model.cfg.input]
+        return {'video': made.movedim(-3, -1) if latent else made}
     return rollout
 
 
-def act(tasks, rollout, cost, wanted, keys):
+def act(tasks, rollout, cost, wanted, keys, eyes):
     """
     Look, plan, make the first `pace` moves of the plan, look again; who stands at the goal is done.
     -> the commands that were made (B, T, A), T <= looks * pace, 0 after the end; seconds per plan; what they
     were imagined to look like (B, T, H, W, C).
     """
-    began, plans, context = time.time(), 0, tasks.start
+    began, plans, context, wanted = time.time(), 0, tasks.start, eyes.see(wanted)
     made, film = tasks.nothing, []
     for look in range(tasks.looks):
         todo = (context['video'][:, -1] != tasks.goal).flatten(1).any(1)             # (B,)
@@ -141,14 +180,15 @@ def act(tasks, rollout, cost, wanted, keys):
             break
         plans += int(todo.sum())
         seen = {key: value[todo] for key, value in context.items()}
-        asked = price(cost, keys.frame, seen, wanted[todo], tasks.where[todo], tasks.distance)
+        seen['video'] = eyes.see(seen['video'])
+        asked = price(cost, keys.frame, seen, wanted[todo], tasks.where[todo], tasks.distance, eyes.unit)
         plan = search(rollout, tasks, seen, asked, keys, keys.seed + look)[:, :tasks.pace]
         step = plan.new_zeros(len(todo), *plan.shape[1:])
         step[todo] = plan
         made = torch.cat([made, step], 1)
         if keys.gif:
             shown = tasks.goal[:, None].repeat(1, tasks.pace, 1, 1, 1)
-            shown[todo] = rollout(seen, tasks.commands(plan[:, None]))['video'][:, 0]
+            shown[todo] = eyes.show(rollout(seen, tasks.commands(plan[:, None]))['video'][:, 0])
             film.append(shown)
         context = tasks.after(made)
     return made, (time.time() - began) / max(1, plans), torch.cat(film, 1) if film else None
@@ -171,19 +211,22 @@ def search(rollout, tasks, context, cost, keys, seed):
                     proposals=given, **how)
 
 
-def price(cost, frame, start, goal, where=None, distance=None):
+def price(cost, frame, start, goal, where=None, distance=None, unit=1.0):
     """
     -> cost(future) (B, N) of futures (B, N, K, ...): how much their last frame, or the frame of the path that
     does so most, looks like the goal (B, H, W, C). start: the context of the futures.
     pixel       mean squared error. It is constant once two dots no longer overlap, so it gives no direction
-    scales      the same of blurred pictures, divided by that of the start, summed over BLURS
+    scales      the same of blurred pictures, divided by that of the start, summed over BLURS; unit: how many
+                places of these pictures a pixel of the world is
     distance    the world's own, of its true state, to the true state `where`: for a simulator
     """
     first, terms = start['video'][:, -1].float(), []
     for sigma in BLURS if cost == 'scales' else BLURS[:1]:
-        target = blur(goal, sigma)
-        at_start = error(blur(first, sigma), target).clamp(min=1e-6) if cost == 'scales' else torch.ones(1)
-        terms.append((sigma, target[:, None, None], at_start.to(goal.device)[:, None, None]))
+        target = blur(goal, sigma * unit)
+        at_start = torch.ones(1)
+        if cost == 'scales':
+            at_start = error(blur(first, sigma * unit), target).clamp(min=1e-6)
+        terms.append((sigma * unit, target[:, None, None], at_start.to(goal.device)[:, None, None]))
 
     def near(future):
         if frame == 'last':
@@ -191,8 +234,8 @@ def price(cost, frame, start, goal, where=None, distance=None):
         if cost == 'distance':
             far = distance(future['state'], where)                   # (B, N, K)
         else:
-            far = sum(error(blur(future['video'], sigma), target) / unit
-                      for sigma, target, unit in terms)
+            far = sum(error(blur(future['video'], sigma), target) / at_start
+                      for sigma, target, at_start in terms)
         return far.amin(-1)
     return near
 

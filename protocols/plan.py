@@ -48,10 +48,11 @@ class Keys:
     n_keep: int = -1              # elites that take part in the next round, too; -1 = what the world says
     n_proposals: int = -1         # recorded plans among the futures of the first round; -1 the same
     futures_at_once: int = 0      # futures of a goal that are imagined at a time; 0 = all, on a CPU few
+    vae: str = ''                 # latents: their codec, sd | taesd | PATH; '' = the one that meta.json names
     gif: str = ''                 # a file to draw some tasks to: what was done, what was imagined, the goal
 
 
-PICTURES = {'family': '', 'frame': '', 'n_keep': -1, 'n_proposals': -1, 'futures_at_once': 0, 'gif': ''}
+PICTURES = {'family': '', 'frame': '', 'n_keep': -1, 'n_proposals': -1, 'futures_at_once': 0, 'vae': '', 'gif': ''}
 
 
 def windows(cfg, keys, M):

@@ -9,8 +9,11 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import nanowm
+import vae
+from data.latents import resize
 from data.loader import Store
 from data.wall import env as wall
 from protocols import goals, plan
@@ -29,12 +32,13 @@ def folder(tmp_path_factory):
     return out
 
 
-def build(rollout=None):
+def build(rollout=None, **over):
     torch.manual_seed(0)
-    model = nanowm.Model(nanowm.Config(
+    cfg = dict(
         input='video', height=32, width=32, channels=3, action_dim=2, frame_skip=4, num_frames=2, depth=2,
         hidden=16, heads=2, patch=8, pred='x', skip=True, snr_gamma=0.0, sample_steps=1, context_loss=False,
-        context_t=-1, history_level=-1.0)).eval()
+        context_t=-1, history_level=-1.0)
+    model = nanowm.Model(nanowm.Config(**cfg | over)).eval()
     if rollout:
         model.rollout = rollout
     return model
@@ -66,6 +70,64 @@ def test_with_the_world_in_the_models_place(folder):
     low, high = result['success_scales_ci']
     assert low < result['success_scales'] < high or high == 1
     assert (result['n_clips'], result['horizon'], result['n_elites'], result['family']) == (8, 5, 4, 'near')
+
+
+# ---- in latents ----
+
+@pytest.fixture(scope='module')
+def encoded(tmp_path_factory):
+    """The same world through a small codec of random weights -> its folder, its file."""
+    from data.wall import prepare
+    torch.manual_seed(0)
+    home, argv = tmp_path_factory.mktemp('latents'), sys.argv
+    save_file(vae.AutoencoderTiny(width=16).state_dict(), home / 'small.safetensors')
+    sys.argv = ['prepare.py', f'--out={home}/wall_small', '--limit=12', '--val=0.5', '--workers=1',
+                f'--vae={home}/small.safetensors', '--size=64']
+    try: prepare.main()
+    finally: sys.argv = argv
+    return str(home / 'wall_small'), str(home / 'small.safetensors')
+
+
+def test_planning_in_latents(encoded, tmp_path):
+    """A model that knows the next latents reaches most goals by comparing latents, and sees no pixel."""
+    folder, file = encoded
+    codec, truth, states = vae.load(file), wall.Simulator(), {}
+
+    def look(video):                                         # (..., 32, 32, 3) -> (..., 4, 8, 8)
+        flat = resize(video.round().byte().numpy().reshape(-1, 32, 32, 3), (64, 64))
+        return vae.encode(codec, torch.from_numpy(flat)).view(*video.shape[:-3], 4, 8, 8)
+
+    def rollout(context, action, **kw):
+        assert context.keys() == {'latent', 'action'}
+        start = states[context['latent'].contiguous().numpy().tobytes()]
+        return {'latent': look(truth.rollout({'state': start}, action)['video'])}
+    model = build(rollout, input='latent', height=8, width=8, channels=4, patch=4)
+    store = Store(folder, 'val', goals.windows(model.cfg))
+    tasks = wall.Tasks(store, 'near', 4, 5, 4, 1, torch.device('cpu'))
+    states[look(tasks.start['video']).numpy().tobytes()] = tasks.start['state']
+    few = dict(n_clips=4, n_samples=16, n_iters=3, seed=1, vae=file, gif=str(tmp_path / 'plan.gif'))
+    result = plan.evaluate(model, folder, plan.Keys(**few))
+    assert result['error_scales'] < 0.5 * result['error_no_move']
+    assert result['error_scales'] < result['error_other']
+    assert len(iio.imread(tmp_path / 'plan.gif', index=None)) > 5
+
+
+def test_what_eyes_see(encoded):
+    """Latents with colours last, of what lies on the disk; shown again they are pictures of the world's size."""
+    folder, file = encoded
+    model = build(input='latent', height=8, width=8, channels=4, patch=4)
+    store = Store(folder, 'val', {'latent': range(1), 'state': range(1), 'video': range(1)})
+    tasks = wall.Tasks(store, 'near', 4, 5, 4, 1, torch.device('cpu'))
+    eyes, rows = goals.Eyes(model, store, file, tasks), store.windows_at(np.arange(6))
+    seen = eyes.see(torch.from_numpy(wall.picture(rows['state'][:, 0].double().numpy())).float())
+    assert seen.shape == (6, 8, 8, 4) and eyes.unit == 0.25
+    stored = rows['latent'][:, 0].float().movedim(-3, -1)
+    torch.testing.assert_close(seen, stored, rtol=0, atol=2e-2 * stored.abs().max().item())
+    shown = eyes.show(seen[:, None])
+    assert shown.shape == (6, 1, 32, 32, 3)
+    decoded = vae.decode(eyes.codec, seen.movedim(-1, -3))   # (6, 64, 64, 3)
+    by_hand = decoded.unflatten(1, (32, 2)).unflatten(3, (32, 2)).mean((2, 4))
+    torch.testing.assert_close(shown[:, 0], by_hand)
 
 
 def test_a_model_that_sees_no_move(folder, tmp_path):

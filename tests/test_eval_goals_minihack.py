@@ -97,7 +97,7 @@ def test_the_simulator_is_the_game(folder, walks):
 def test_who_is_there_stops(walks):
     """After the goal no more moves are made, whatever is asked for; zeros are no move at all."""
     made, seconds, _ = goals.act(walks, walks.simulator.rollout, 'distance', walks.goal,
-                                 goals.filled(plan.Keys(), walks.OWN))
+                                 goals.filled(plan.Keys(), walks.OWN), goals.Eyes())
     end = walks.after(made)
     there = walks.success(walks.error(end))
     assert there.mean() >= 0.8 and seconds > 0
@@ -152,7 +152,7 @@ def test_what_cannot_be(folder, tmp_path):
         tasks_of(folder, 'push', n=2)
     with pytest.raises(ValueError, match='frame_skip = 2: here each move is looked at'):
         plan.evaluate(build(frame_skip=2), folder, plan.Keys())
-    with pytest.raises(SystemExit, match='dreams latents; to compare them'):
+    with pytest.raises(SystemExit, match='knows no val/latent.npy'):
         plan.evaluate(build(input='latent'), folder, plan.Keys())
     with pytest.raises(SystemExit, match='want a name that ends in .gif'):
         plan.evaluate(build(), folder, plan.Keys(gif=str(tmp_path / 'plan.png')))
