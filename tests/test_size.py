@@ -15,7 +15,8 @@ BUDGET = {              # lines, comments and blanks included
     'muon.py': 75,
     'remdm.py': 650, 'arx5_gpt.py': 480, 'act.py': 430,
     'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
-    'cem.py': 160, 'vae.py': 300, 'vision.py': 180, 'metrics.py': 400, 'arx5_export.py': 180,
+    'cem.py': 160, 'vae.py': 300, 'vision.py': 180, 'arx5_export.py': 180,
+    'metrics.py': 440,          # 400, and the wiring of four networks that judge
     'imf_policy.py': 560,  # kept, mended, left out of two papers: a line each; three objectives, 525 before
     'train.py': 620,  # every key has its range, every stop its way to end; refresh; 420 before unpacking
     'configurator.py': 245,     # owners of keys, and a line for a config of another script
