@@ -15,7 +15,8 @@ BUDGET = {              # lines, comments and blanks included
     'muon.py': 75,
     'remdm.py': 650, 'arx5_gpt.py': 480, 'act.py': 430,
     'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
-    'cem.py': 160, 'vision.py': 180, 'metrics.py': 400, 'arx5_export.py': 180,
+    'cem.py': 160, 'vision.py': 180, 'arx5_export.py': 180,
+    'metrics.py': 500,          # five networks beside the scores that look through them
     'vae.py': 395,              # two nets, encoder and decoder each, and five layouts of their files
     'imf_policy.py': 560,  # kept, mended, left out of two papers: a line each; three objectives, 525 before
     'train.py': 620,  # every key has its range, every stop its way to end; refresh; 420 before unpacking
@@ -27,7 +28,7 @@ BUDGET = {              # lines, comments and blanks included
     'sample.py': 180,           # eight kinds of pictures, each with the keys it takes; latents too
     'draw/*.py': 210,
     'protocols/[!vg]*.py': 210,
-    'protocols/goals.py': 280,  # two worlds of tasks, three costs, a planner that may look again
+    'protocols/goals.py': 320,  # two worlds, three costs, a planner that may look again, in latents too
     'protocols/video.py': 280,  # frames, moving pixels and tiles, for three predictors and a codec
     'logger.py': 175,           # two trackers
     'data/loader.py': 320,      # 220, and the episodes that a training adds, forgets and saves
