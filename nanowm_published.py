@@ -172,8 +172,9 @@ def config_of(weights, said, over):
             continue
         value = setting(said, key, type(getattr(nanowm.Config, field)))
         value = WORDS.get(value, value)
-        if told.setdefault(field, value) != value:
+        if field in told and told[field] != value:
             raise ValueError(f'config.yaml: {key} = {value}, but the weights are of {told[field]}')
+        told[field] = value
     folded = weights['action_embedder.mlp.0.weight'].shape[1]
     if told['frame_skip'] * told['action_dim'] != folded:
         raise ValueError(f'config.yaml: {KEYS["frame_skip"]} x {KEYS["action_dim"]} = {told["frame_skip"]} x '
