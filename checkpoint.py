@@ -1,5 +1,5 @@
 """
-Checkpoints: save, find, load, lock. train, sample, eval, bench and the tests all go through here.
+Checkpoints: save, find, load, lock, fetch. train, sample, eval, bench and the tests all go through here.
 
     out_dir/step_0050000/model.safetensors   weights and statistics
                          ema.safetensors     the same, averaged (only with EMA); preferred by load
@@ -15,6 +15,7 @@ moment leaves a readable `latest` and loses at most the steps since that save. N
 """
 import fcntl
 import hashlib
+import inspect
 import json
 import os
 import pickle
@@ -22,14 +23,18 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
+from http.client import HTTPException
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 import contract
 
 STEP = re.compile(r'step_\d+')  # a backup called step_0000003_old is not ours to prune
+HUB = 'https://huggingface.co'  # or what $NANOWORLD_HUB says
 
 
 def step_name(step):
@@ -155,22 +160,21 @@ def reason_of(error):
     return next((line for line in str(error).splitlines() if line), type(error).__name__).rstrip('.')
 
 
-def read(folder, file):
-    """One file of a step folder, tensors on the CPU, or exit with one line."""
+def read(folder, file, advice='take another checkpoint of this run'):
+    """One file of a step folder, or of others, tensors on the CPU; or exit with one line."""
     path = os.path.join(folder, file)
     try:
         if file.endswith('.json'):
             with open(path) as f:
                 content = json.load(f)
-        elif file.endswith('.pt'):
+        elif file.endswith(('.pt', '.ckpt')):
             content = torch.load(path, map_location='cpu', weights_only=True)
         else:
             content = load_file(path)
     except Exception as error:                           # garbage that is unpickled raises whatever it likes
-        sys.exit(f'cannot read {path}: {reason_of(error)}; take another checkpoint of this run')
+        sys.exit(f'cannot read {path}: {reason_of(error)}; {advice}')
     if not isinstance(content, dict):
-        sys.exit(f'cannot read {path}: it holds a {type(content).__name__}; '
-                 'take another checkpoint of this run')
+        sys.exit(f'cannot read {path}: it holds a {type(content).__name__}; {advice}')
     return content
 
 
@@ -235,14 +239,18 @@ def fill(model, weights, source, may_lack=()):
     model.load_state_dict(weights, strict=not may_lack)
 
 
+def is_run(src):
+    """Is it the out_dir of a run of ours, or a step folder?"""
+    return os.path.exists(os.path.join(src, 'meta.json')) or pointer(src, 'latest') is not None
+
+
 def start_from(model, M, src, keep):
     """
     init_from: fill the model with the weights of another run (averaged ones, if it has them), or of a
     published checkpoint where the model file can read such. keep: names of buffers that stay, the statistics
     of the new data.
     """
-    ours = os.path.exists(os.path.join(src, 'meta.json')) or pointer(src, 'latest')
-    if ours or not hasattr(M.Model, 'from_pretrained'):
+    if is_run(src) or not hasattr(M.Model, 'from_pretrained'):
         folder = find(src)
         saved = read_meta(folder)['model']
         if saved != M.__name__:
@@ -250,7 +258,10 @@ def start_from(model, M, src, keep):
         source = os.path.join(folder, weights_file(folder))
         weights = read(folder, weights_file(folder))
     else:
-        source, weights = src, M.Model.from_pretrained(src).state_dict()
+        # who asks for statistics needs none where those of the new data stay
+        asks = keep and 'stats' in inspect.signature(M.Model.from_pretrained).parameters
+        there = M.Model.from_pretrained(src, **({'stats': None} if asks else {}))
+        source, weights = src, there.state_dict()
     fill(model, {key: value for key, value in weights.items() if key not in keep}, source, may_lack=keep)
 
 
@@ -324,6 +335,94 @@ def sha256(path):
         while piece := f.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """A hub says size and sha256 of a large file where it sends us on to it, and not with the file itself."""
+
+    size, sha256 = 0, ''
+
+    def redirect_request(self, request, answer, code, message, headers, url):
+        self.size = int(headers.get('X-Linked-Size') or self.size)
+        tag = headers.get('X-Linked-ETag', '').strip('"')
+        if re.fullmatch('[0-9a-f]{64}', tag):            # small files have git's, which is another hash
+            self.sha256 = tag
+        return super().redirect_request(request, answer, code, message, headers, url)
+
+
+def hub(repo, file):
+    """The path of `file` of the repository `repo` (user/name) on the hub, fetched if need be."""
+    server = os.environ.get('NANOWORLD_HUB') or HUB
+    return fetch(f'{server.rstrip("/")}/{repo}/resolve/main/{file}', name=f'{repo}/{file}')
+
+
+def fetch(url, sha256='', size=0, name=''):
+    """
+    A file from http(s):// or file:// -> its path in $NANOWORLD_CACHE (~/.cache/nanoworld), where it lies as
+    `name`, by default the last part of the address. What is there, also by hand, needs no network; a file of
+    another sha256 or size ('' and 0: not known) never gets there. One process downloads, others wait for it.
+    """
+    cache = os.environ.get('NANOWORLD_CACHE') or os.path.expanduser('~/.cache/nanoworld')
+    path = os.path.join(cache, name or os.path.basename(urllib.parse.urlsplit(url).path))
+    try:
+        if not os.path.exists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path + '.lock', 'w') as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                if not os.path.exists(path):             # else the process that we waited for has fetched it
+                    download(url, path, sha256, size)
+                    os.remove(held.name)                 # whoever still waits on it will find the file
+        elif wrong := defect(path, sha256, size):
+            sys.exit(f'{path} is not {url}: {wrong}; delete it, or put the right file there')
+    except (OSError, HTTPException, ValueError) as error:
+        sys.exit(f'cannot fetch {url}: {reason_of(getattr(error, "reason", error))}; run again to go on with '
+                 f'it, or put the file at {path} by hand')
+    return path
+
+
+def defect(path, sha, size):
+    """What makes a file another one than was wanted, in words, or ''."""
+    there = os.path.getsize(path)
+    if size and there != size:
+        return f'it has {there:,} bytes, not {size:,}'
+    if sha and (digest := sha256(path)) != sha:
+        return f'its sha256 is {digest}, not {sha}'
+    return ''
+
+
+def download(url, path, sha, size):
+    """Into <path>.part, from where an earlier download was cut; `path` is its name once it is right."""
+    part, redirects = path + '.part', Redirects()
+    have = os.path.getsize(part) if os.path.exists(part) else 0
+    request = urllib.request.Request(url, headers={'Range': f'bytes={have}-'} if have else {})
+    try:
+        answer = urllib.request.build_opener(redirects).open(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        os.remove(part)                                  # nothing lies behind it: it is as long, or longer
+        return download(url, path, sha, size)
+    with answer:
+        # 200 is an answer from the first byte on, to those who asked for a later one too; file:// has none
+        resumed = answer.status == 206 and have > 0
+        have = have if resumed else 0
+        total = have + int(answer.headers.get('Content-Length') or 0)
+        bar = tqdm(desc=os.path.basename(path), total=total or None, initial=have, unit='B', unit_scale=True,
+                   disable=None)                         # None: where there is no terminal
+        with bar, open(part, 'ab' if resumed else 'wb') as f:
+            while piece := answer.read(1 << 20):         # of a cut connection it ends like a whole file
+                f.write(piece)
+                bar.update(len(piece))
+    if (there := os.path.getsize(part)) < total:
+        raise ConnectionError(f'the connection ended after {there:,} of {total:,} bytes')
+    if wrong := defect(part, sha or redirects.sha256, size or redirects.size):
+        os.remove(part)
+        if resumed:                                      # what lay there before may be to blame
+            return download(url, path, sha, size)
+        raise ValueError(wrong)
+    sync(part)
+    os.replace(part, path)
+    sync(os.path.dirname(path))
 
 
 def git_hash(*files):

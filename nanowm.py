@@ -25,12 +25,14 @@ Where we depart from the authors' code (our defaults still are its published set
 To reach (published): 158,598,160 parameters (B/2, 7-D actions); RT-1 23.07 dB in 50k steps, 24.36 in 300k.
 """
 import math
+import sys
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import checkpoint
 from muon import Muon
 
 EVAL = ('video', 'plan')            # protocols that understand this model
@@ -823,6 +825,26 @@ class Model(nn.Module):
             frame += cfg.depth // 2 * 2 * D * D
         return 3 * 2 * T * (P * token + frame)
 
+    @classmethod
+    def from_pretrained(cls, src, stats='', **over):
+        """
+        The authors' weights, whose keys are ours: user/name on the hub, a folder or .safetensors file with
+        their config.yaml, or a Lightning .ckpt; or a run of ours. -> the model in eval mode.
+        stats: how to normalise actions, which those files do not say: a data folder of ours, or the authors'
+        {mean, std} as a .pt; None leaves it to the caller. over: fields of SAMPLING. What is missing, unknown
+        or contradicts itself ends in one line that says so.
+        """
+        assert over.keys() <= {*SAMPLING}, f'{[*over]}: only {SAMPLING} can change after the training'
+        src = str(src)
+        if checkpoint.is_run(src):
+            return checkpoint.load(src, **over)[0]
+        import nanowm_published  # here, because it imports this file
+        return nanowm_published.load(cls, src, stats, over)[0]
+
+
+if __name__ == '__main__' and sys.argv[1:]:              # import SRC OUT_DIR DATASET
+    import nanowm_published
+    sys.exit(nanowm_published.command(sys.argv[1:]))
 
 if __name__ == '__main__':   # lesson zero: the whole life of a model in seconds on a CPU
     torch.manual_seed(0)
