@@ -350,10 +350,15 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(request, answer, code, message, headers, url)
 
 
-def hub(repo, file):
+def hub(repo, file, revision='main', sha256='', size=0):
     """The path of `file` of the repository `repo` (user/name) on the hub, fetched if need be."""
     server = os.environ.get('NANOWORLD_HUB') or HUB
-    return fetch(f'{server.rstrip("/")}/{repo}/resolve/main/{file}', name=f'{repo}/{file}')
+    return fetch(f'{server.rstrip("/")}/{repo}/resolve/{revision}/{file}', sha256, size, f'{repo}/{file}')
+
+
+def cache():
+    """The folder that holds what was fetched."""
+    return os.environ.get('NANOWORLD_CACHE') or os.path.expanduser('~/.cache/nanoworld')
 
 
 def fetch(url, sha256='', size=0, name=''):
@@ -362,8 +367,7 @@ def fetch(url, sha256='', size=0, name=''):
     `name`, by default the last part of the address. What is there, also by hand, needs no network; a file of
     another sha256 or size ('' and 0: not known) never gets there. One process downloads, others wait for it.
     """
-    cache = os.environ.get('NANOWORLD_CACHE') or os.path.expanduser('~/.cache/nanoworld')
-    path = os.path.join(cache, name or os.path.basename(urllib.parse.urlsplit(url).path))
+    path = os.path.join(cache(), name or os.path.basename(urllib.parse.urlsplit(url).path))
     try:
         if not os.path.exists(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)

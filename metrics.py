@@ -455,23 +455,18 @@ def network(name, device):
     keys = net.state_dict().keys()
     weights = {key: w for file in files for key, w in cached(file, keys).items()}
     counters = [key for key in keys if key.endswith('num_batches_tracked')]      # of the training; not in use
-    checkpoint.fill(net, weights, f'{" and ".join(files)} in {cache()}', may_lack=counters)
+    checkpoint.fill(net, weights, f'{" and ".join(files)} in {checkpoint.cache()}', may_lack=counters)
     return net.to(device).eval().requires_grad_(False)
-
-
-def cache():
-    """The folder that checkpoint.fetch writes to."""
-    return os.environ.get('NANOWORLD_CACHE') or os.path.expanduser('~/.cache/nanoworld')
 
 
 def cached(file, keys):
     """{key: tensor}, fetched if need be; of a published file, up to 553 MB, only those of `keys` stay."""
-    path = os.path.join(cache(), file + '.safetensors')
+    path = os.path.join(checkpoint.cache(), file + '.safetensors')
     if not os.path.exists(path):
         whole = checkpoint.fetch(*SOURCES[file])
         try:
             weights = torch.load(whole, map_location='cpu', weights_only=True)
-            with tempfile.TemporaryDirectory(dir=cache()) as folder:
+            with tempfile.TemporaryDirectory(dir=checkpoint.cache()) as folder:
                 part = os.path.join(folder, file)
                 save_file({key: weights[key].detach().contiguous() for key in weights.keys() & keys}, part)
                 os.chmod(part, 0o666 & ~checkpoint.umask())  # safetensors makes it unreadable for others

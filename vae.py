@@ -305,7 +305,7 @@ def read(src):
     if src in SOURCES:
         halves = [Path(checkpoint.cache()) / f'{half}.bf16.safetensors' for half in HALVES]
         both = src == 'taesd' and all(half.exists() for half in halves)
-        path = halves[0] if both else Path(fetched(*SOURCES[src]))
+        path = halves[0] if both else Path(fetched(src))
     if path.is_dir():
         there = [*path.glob(FILE), *path.glob(f'{HALVES[0]}*.safetensors')]
         if not there:
@@ -322,10 +322,10 @@ def read(src):
     return weights, path.parent
 
 
-def fetched(repository, revision, sha256, size):
-    """Pinned, so that everybody's latents are the same. -> its path in the cache."""
-    return checkpoint.fetch(f'{checkpoint.hub_address()}/{repository}/resolve/{revision}/{FILE}', sha256, size,
-                            name=f'{repository}/{FILE}')
+def fetched(src):
+    """Of one revision, so that everybody's latents are the same."""
+    repository, revision, sha256, size = SOURCES[src]
+    return checkpoint.hub(repository, FILE, revision, sha256, size)
 
 
 def tensors(path):
