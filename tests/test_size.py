@@ -17,7 +17,7 @@ BUDGET = {              # lines, comments and blanks included
     'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
     'cem.py': 160, 'vae.py': 300, 'vision.py': 180, 'metrics.py': 400, 'arx5_export.py': 180,
     'imf_policy.py': 560,  # kept, mended, left out of two papers: a line each; three objectives, 525 before
-    'train.py': 620,  # every key has its range, every stop its way to end; refresh; 420 before unpacking
+    'train.py': 635,  # every key has its range, every stop its way to end; refresh; 420 before unpacking
     'configurator.py': 245,     # owners of keys, and a line for a config of another script
     'contract.py': 225,         # what a model file lacks, said whole before the run
     'checkpoint.py': 350,  # damage of every file in one line, weights to start from, optimizer state by name
@@ -28,7 +28,7 @@ BUDGET = {              # lines, comments and blanks included
     'protocols/[!vg]*.py': 210,
     'protocols/goals.py': 280,  # two worlds of tasks, three costs, a planner that may look again
     'protocols/video.py': 240,  # frames, moving pixels and tiles, for three predictors
-    'logger.py': 175,           # two trackers
+    'logger.py': 200,           # three trackers
     'data/loader.py': 320,      # 220, and the episodes that a training adds, forgets and saves
     'data/statistics.py': 60, 'data/rollout.py': 60,
     'data/layout.py': 320,      # every way in which a folder can be wrong has its line
