@@ -1,7 +1,7 @@
 """
 Scalars of a run: one JSON object per line in out_dir/logs.json.txt, and a tracker if asked.
 
-    logger = make_logger('tensorboard', out_dir, run='toy', config=config)      # rank 0 only
+    logger = make_logger('wandb', out_dir, run='toy', config=config, run_id=run_id)      # rank 0 only
     logger.log({'train/loss': 0.1}, step=10)        # {"step": 10, "train/loss": 0.1}
     logger.close()
 
@@ -12,7 +12,6 @@ Every line is written at once. A resumed run appends: of a step that occurs twic
 import json
 import math
 import os
-import secrets
 import sys
 from types import SimpleNamespace
 
@@ -32,15 +31,9 @@ def scalar(value):
     return value
 
 
-def make_tensorboard(out_dir, run, config, step):
-    """
-    -> send(row, step), finish(). The folder is the identity of a run: a resumed one continues its curves.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        print("log = 'tensorboard' needs: pip install -e '.[log]'", file=sys.stderr)
-        sys.exit(2)
+def make_tensorboard(out_dir, run, config, step, run_id):
+    """The folder is the identity of a run: a resumed one continues its curves."""
+    from torch.utils.tensorboard import SummaryWriter
     writer = SummaryWriter(os.path.join(out_dir, 'tensorboard'), purge_step=step)
     writer.add_text(run, '\n'.join(f'    {key} = {value!r}' for key, value in config.items()))
 
@@ -50,52 +43,79 @@ def make_tensorboard(out_dir, run, config, step):
     return send, writer.close
 
 
-def make_swanlab(out_dir, run, config, step):
+def make_swanlab(out_dir, run, config, step, run_id):
     """
-    -> send(row, step), finish(). The environment decides where it goes: SWANLAB_MODE = online (default) |
-    offline | local | disabled, SWANLAB_API_KEY and others; it also wins for names. A resumed run continues
-    the curves of the run whose id lies in out_dir/swanlab_id. Only scalars are sent, never a picture.
+    The environment decides where it goes: SWANLAB_MODE = online (default) | offline | local | disabled,
+    SWANLAB_API_KEY and others; it also wins for names. Of a step that is sent twice the service keeps the
+    earlier point.
     """
-    try:
-        import swanlab
-    except ImportError:
-        print("log = 'swanlab' needs: pip install -e '.[log]'", file=sys.stderr)
-        sys.exit(2)
-    path, asked = os.path.join(out_dir, 'swanlab_id'), {}
-    if step is None or not os.path.exists(path):
-        with open(path, 'w') as f:
-            f.write(secrets.token_hex(8))
-    with open(path) as f:
-        asked['id'] = f.read().strip()
+    import swanlab
     ours = {'project': ('SWANLAB_PROJ_NAME', 'nanoworld'), 'name': ('SWANLAB_EXP_NAME', run),
             'log_dir': ('SWANLAB_LOG_DIR', os.path.join(out_dir, 'swanlog'))}
-    asked |= {key: os.environ.get(variable, default) for key, (variable, default) in ours.items()}
-    try:
-        swanlab.init(config=config, resume='allow', **asked)
-    except Exception as error:                        # no key, no network: it has many words for them
-        sys.exit(f"log = 'swanlab': {str(error).splitlines()[0]} Set SWANLAB_API_KEY, or "
-                 'SWANLAB_MODE=offline')
+    asked = {key: os.environ.get(variable, default) for key, (variable, default) in ours.items()}
+    swanlab.init(config=config, id=run_id, resume='allow', **asked)
 
     def send(row, step):
         swanlab.log({name: value for name, value in row.items() if math.isfinite(value)}, step=step)
     return send, swanlab.finish
 
 
-TRACKERS = {'tensorboard': make_tensorboard, 'swanlab': make_swanlab}
-
-
-def make_logger(kind, out_dir, run, config, step=None):
+def make_wandb(out_dir, run, config, step, run_id):
     """
-    kind '' | 'tensorboard' | 'swanlab'; run is its name for people. step: where a resumed run goes on; what
-    the earlier process drew from there on disappears. -> .log({name: scalar}, step), .close(). Missing
-    package: one line, exit code 2. A file that cannot be written, a full disk say, is one line too: sys.exit
-    from .log.
+    The environment decides where it goes: WANDB_MODE = online (default) | offline | disabled, WANDB_API_KEY
+    and others; it also wins for names. Its own counter never goes back, and what is below it is dropped; so
+    our step is a value like the others, and the axis of all curves. A kill -9 costs them up to 15 s.
+    """
+    import wandb
+    ours = {'project': ('WANDB_PROJECT', 'nanoworld'), 'name': ('WANDB_NAME', run),
+            'dir': ('WANDB_DIR', out_dir)}
+    asked = {key: os.environ.get(variable, default) for key, (variable, default) in ours.items()}
+    # the terminal and the code stay here
+    settings = wandb.Settings(console='off', disable_code=True, disable_git=True)
+    tracked = wandb.init(id=run_id, resume='allow', settings=settings, **asked)
+    tracked.config.update(config, allow_val_change=True)     # what was changed for the resume
+    tracked.define_metric('*', step_metric='step')
+
+    def send(row, step):
+        tracked.log({'step': step} | {name: value for name, value in row.items() if math.isfinite(value)})
+    return send, tracked.finish
+
+
+# Each takes (out_dir, run, config, step, run_id) and gives send(row, step) and finish(). Only scalars are
+# sent, never a picture. A package is imported inside: nobody waits for one that was not asked for.
+TRACKERS = {'tensorboard': make_tensorboard, 'wandb': make_wandb, 'swanlab': make_swanlab}
+
+
+def reason_of(error):
+    """What a package complains about, as one line; some have many, some none."""
+    return ' '.join(str(error).split())[:160].rstrip('.') or type(error).__name__
+
+
+def start_tracker(kind, out_dir, run, config, step, run_id):
+    """send and finish of a tracker, or one line: it is not installed, has no key, does not answer."""
+    try:
+        return TRACKERS[kind](out_dir, run, config, step, run_id)
+    except ImportError:
+        print(f"log = {kind!r} needs: pip install -e '.[log]'", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:                        # no key, no network: each has its own classes for them
+        mend = f'set {kind.upper()}_API_KEY, or {kind.upper()}_MODE=offline'
+        if kind == 'tensorboard':                     # it asks for nothing but the folder
+            mend = 'choose another --out_dir'
+        sys.exit(f'log = {kind!r}: {reason_of(error)}; {mend}')
+
+
+def make_logger(kind, out_dir, run, config, step=None, run_id=None):
+    """
+    kind '' | 'tensorboard' | 'wandb' | 'swanlab'; run is its name for people, run_id (hex) the one by which
+    wandb and swanlab know it again: with the id of an earlier process its curves go on. step: where a resumed
+    run goes on; tensorboard drops what the earlier process drew from there on. -> .log({name: scalar}, step),
+    .close(). Missing package: one line, exit code 2. No key, or a file that cannot be written, a full disk
+    say, is one line too: sys.exit, from .log as well.
     """
     if kind and kind not in TRACKERS:
-        print(f"log = {kind!r}: choose '', {' or '.join(map(repr, TRACKERS))}", file=sys.stderr)
+        print(f"log = {kind!r}: choose one of {('', *TRACKERS)}", file=sys.stderr)
         sys.exit(2)
-    send, finish = (lambda row, step: None), (lambda: None)
-
     path = os.path.join(out_dir, 'logs.json.txt')
     try:
         os.makedirs(out_dir, exist_ok=True)
@@ -106,8 +126,18 @@ def make_logger(kind, out_dir, run, config, step=None):
             file.write(b'\n')                         # a kill -9 cut the last line; ours starts a new one
     except OSError as error:
         sys.exit(f'{path}: {error.strerror}; choose another --out_dir')
-    if kind:
-        send, finish = TRACKERS[kind](out_dir, run, config, step)
+    send, finish = start_tracker(kind, out_dir, run, config, step, run_id) if kind else (None, None)
+
+    def track(act, *args):
+        """A tracker that fails, its process killed say, is left alone: the run and our file go on."""
+        nonlocal send, finish
+        try:
+            if act:
+                act(*args)
+        except Exception as error:
+            send = finish = None
+            print(f'log = {kind!r}: {reason_of(error)}; the run goes on without it, {path} has every row',
+                  file=sys.stderr)
 
     def log(row, step):
         row = {name: scalar(value) for name, value in row.items()}
@@ -115,13 +145,13 @@ def make_logger(kind, out_dir, run, config, step=None):
         safe = {name: value if math.isfinite(value) else None for name, value in row.items()}
         try:
             file.write(json.dumps({'step': step, **safe}).encode() + b'\n')
-            send(row, step)
         except OSError as error:
             sys.exit(f'{path}: {error.strerror}; make room, then --resume=True')
+        track(send, row, step)
 
     def close():
         file.close()
-        finish()
+        track(finish)
 
     return SimpleNamespace(log=log, close=close)
 

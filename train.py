@@ -25,6 +25,7 @@ import os
 import signal
 import sys
 import time
+import uuid
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 
@@ -37,7 +38,7 @@ from tqdm import tqdm
 import checkpoint
 import contract
 from data.loader import Prefetch, Store, identity
-from logger import make_logger, peak_of
+from logger import TRACKERS, make_logger, peak_of
 
 # what
 model = 'nanowm'              # a file of this folder that has Config and Model
@@ -67,7 +68,7 @@ ema_decay = 0.0               # averaged weights: min(ema_decay, (1+n)/(10+n)) i
 ema_power = 0.0               # > 0: the power schedule min(ema_decay, 1 - (1+n)^-ema_power) instead
 # log, validate, save
 log_every = 10                # steps between step lines
-log = ''                      # '' | tensorboard | swanlab; logs.json.txt is always written
+log = ''                      # '' | tensorboard | wandb | swanlab; logs.json.txt is always written
 val_every = 1000              # steps between validation losses; 0 = only at the end
 val_batches = 8               # fixed batches of the val split
 eval_every = 0                # steps between runs of the model's first protocol (protocols/); 0 = never
@@ -113,7 +114,7 @@ def say(line):
 # ---- are the keys possible ----
 for key, allowed in (('dtype', ('auto', 'float32', 'bfloat16')), ('compile', ('auto', True, False)),
                      ('data_on_device', ('auto', True, False)), ('lr_schedule', ('constant', 'cosine')),
-                     ('best_mode', ('min', 'max')), ('log', ('', 'tensorboard', 'swanlab'))):
+                     ('best_mode', ('min', 'max')), ('log', ('', *TRACKERS))):
     stop_if(config[key] not in allowed, f'{key} = {config[key]!r}: choose one of {allowed}')
 for key, low, high in (('seed', 0, 2**63 - 1), ('batch_size', 1, 10**7), ('micro_batch', 0, 10**7),
                        ('max_steps', 0, 10**12), ('lr', 0, 1e38), ('warmup_steps', 0, 10**12),
@@ -227,6 +228,7 @@ if ddp:                                                  # nobody may wait for e
 stop_if(locked, locked)
 start, best, judged = 0, None, True                      # judged: step `start` has been validated already
 refreshed, made = -1, {}                                 # the step of the last refresh, and what it returned
+run_id = uuid.uuid4().hex[:16]                           # by which wandb and swanlab know this run again
 if checkpoint.pointer(out_dir, 'latest'):
     stop_if(not resume,
             f'{out_dir} already holds a run: --resume=True goes on with it, --out_dir=... starts anew')
@@ -254,6 +256,7 @@ if checkpoint.pointer(out_dir, 'latest'):
         train_data.restore(checkpoint.read(source, 'store.safetensors'), f'{source}/store.safetensors')
         refreshed, made = saved.get('refreshed', -1), saved.get('made', {})
     start, best, judged = saved['step'], saved.get('best'), saved.get('judged', True)
+    run_id = saved.get('run_id', run_id)                 # with any tracker: another may be chosen, or none
     if any(saved['config'].get(key) != config[key] for key in ('best_metric', 'best_mode')):
         best = None                                      # a loss is no threshold for a score
     now = [f'{key} = {value!r}' for key, value in keys.items()
@@ -398,7 +401,9 @@ def save(step, metrics, is_best):
     weights = raw.state_dict()
     meta = dict(step=step, model=model, model_config=asdict(cfg), config=config, metrics=metrics, best=best,
                 judged=judged, params=n_params, git=git, torch=torch.__version__, data_sha=data_sha,
-                model_sha=model_sha, **({'refreshed': refreshed, 'made': made} if refresh_every else {}))
+                model_sha=model_sha, run_id=run_id)
+    if refresh_every:
+        meta |= {'refreshed': refreshed, 'made': made}
     state = optimizer.state_dict() | {'params': checkpoint.named_parameters(raw, optimizer)}
     smoothed = weights | dict(zip(names, averages)) if averages else None
     checkpoint.save(out_dir, step, weights, smoothed, state, meta, is_best, keep, keep_every,
@@ -470,7 +475,7 @@ if start >= max_steps and judged:
 
 # ---- the loop ----
 again = start + judged or None                           # the first step whose points are drawn anew
-logger = make_logger(log, out_dir, os.path.basename(out_dir), config, step=again) if master else None
+logger = make_logger(log, out_dir, os.path.basename(out_dir), config, again, run_id) if master else None
 batches = None                                           # a Prefetch
 bar = tqdm(total=max_steps, initial=start, disable=not (master and sys.stderr.isatty()))
 step, waited, clock, clock_step = start, 0.0, time.perf_counter(), start

@@ -6,7 +6,7 @@ How fast is a model? Every model of the contract; a table on stdout, the same as
     python bench/step.py --model=nanowm --what=rollout               the same beside samplers without a cache
     python bench/step.py --model=arx5_gpt --what=loader              share of a step spent waiting for data
     python bench/step.py --model=arx5_gpt --what=gpu                 eager, compiled, CUDA graph; launches
-    python bench/step.py --preset=S --vae=taesd --batch=1            latents from the disk, or encoded every step
+    python bench/step.py --preset=S --vae=taesd --batch=1            latents off the disk, or made in every step
 
 Keys of the model's Config start from the preset and can be set by flag, like --num_frames above; weights and
 data are random, because speed does not depend on the numbers. Modes are timed in turn, repetition by

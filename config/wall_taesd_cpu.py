@@ -1,4 +1,4 @@
-# The Wall world in latents: TAESD turns 64x64 pixels into 8x8 places of 4 numbers. Minutes on a CPU, data too:
+# The Wall world in latents: TAESD turns 64x64 pixels into 8x8 places of 4 numbers. Data, in minutes:
 # python data/wall/prepare.py --vae=taesd --size=64 --limit=200 --out=data/wall_taesd_64
 inherit('wall_cpu.py')
 dataset = 'wall_taesd_64'

@@ -14,11 +14,11 @@ state, which no planner below sees unless its name says so.
     gain_over_<row>         success of `scales` minus that of the row, task by task, and its interval
     seconds_per_plan_<row>  of the whole row, the world's own time and pictures included, over its searches
 
-A model of latents compares latents, of the world's pictures resized and encoded as its data were; the world in
-the model's place compares pixels. All rows play the same tasks. A world says how often one may look: Wall's plans are carried out blindly; in
+All rows play the same tasks. A world says how often one may look: Wall's plans are carried out blindly; in
 NetHack one looks again after each move, and whatever the row, it stops when the true picture is the goal's.
-Wall's `near` tasks are windows of which some overlap, so its intervals are a bit too narrow. The worlds are
-Tasks in data/<name>/env.py; how to write one stands in Wall's.
+Wall's `near` tasks are windows of which some overlap, so its intervals are a bit too narrow. A model of
+latents compares latents, of the world's pictures resized and encoded as its data were; where the world takes
+its place, pixels are compared. The worlds are Tasks in data/<name>/env.py; how to write one stands in Wall's.
 """
 import sys
 import time
@@ -122,8 +122,8 @@ def evaluate(model, folder, keys, rank=0, quiet=True):
 
 class Eyes:
     """
-    What a planner sees of the world's pictures (..., H, W, C) in 0..255: these, or their latents (..., h, w, C),
-    colours last, too, because costs take them for pictures.
+    What a planner sees of the world's pictures (..., H, W, C) in 0..255: these, or their latents (..., h, w,
+    C), channels last, because costs take them for pictures.
     """
 
     def __init__(self, model=None, store=None, vae='', tasks=None):

@@ -52,7 +52,8 @@ class Keys:
     gif: str = ''                 # a file to draw some tasks to: what was done, what was imagined, the goal
 
 
-PICTURES = {'family': '', 'frame': '', 'n_keep': -1, 'n_proposals': -1, 'futures_at_once': 0, 'vae': '', 'gif': ''}
+PICTURES = {'family': '', 'frame': '', 'n_keep': -1, 'n_proposals': -1, 'futures_at_once': 0, 'vae': '',
+            'gif': ''}
 
 
 def windows(cfg, keys, M):

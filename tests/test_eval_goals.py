@@ -113,7 +113,7 @@ def test_planning_in_latents(encoded, tmp_path):
 
 
 def test_what_eyes_see(encoded):
-    """Latents with colours last, of what lies on the disk; shown again they are pictures of the world's size."""
+    """Latents, channels last, as they lie on the disk; shown again they are pictures of the world's size."""
     folder, file = encoded
     model = build(input='latent', height=8, width=8, channels=4, patch=4)
     store = Store(folder, 'val', {'latent': range(1), 'state': range(1), 'video': range(1)})

@@ -20,11 +20,11 @@ BUDGET = {              # lines, comments and blanks included
     'metrics.py': 500,          # five networks beside the scores that look through them
     'vae.py': 395,              # two nets, encoder and decoder each, and five layouts of their files
     'imf_policy.py': 560,  # kept, mended, left out of two papers: a line each; three objectives, 525 before
-    'train.py': 620,  # every key has its range, every stop its way to end; refresh; 420 before unpacking
+    'train.py': 635,  # every key has its range, every stop its way to end; refresh; 420 before unpacking
     'configurator.py': 245,     # owners of keys, and a line for a config of another script
     'contract.py': 225,         # what a model file lacks, said whole before the run
     # damage of every file in one line, weights to start from, optimizer state by name, files from elsewhere
-    'checkpoint.py': 440,
+    'checkpoint.py': 450,
     'eval.py': 130,
     'play.py': 300,             # two worlds, a terminal or none, planning, and what a newcomer stumbled over
     'sample.py': 180,           # eight kinds of pictures, each with the keys it takes; latents too
@@ -32,7 +32,7 @@ BUDGET = {              # lines, comments and blanks included
     'protocols/[!vg]*.py': 210,
     'protocols/goals.py': 320,  # two worlds, three costs, a planner that may look again, in latents too
     'protocols/video.py': 280,  # frames, moving pixels and tiles, for three predictors and a codec
-    'logger.py': 175,           # two trackers
+    'logger.py': 200,           # three trackers
     'data/loader.py': 320,      # 220, and the episodes that a training adds, forgets and saves
     'data/statistics.py': 60, 'data/rollout.py': 60,
     'data/layout.py': 330,      # every way in which a folder can be wrong has its line
@@ -46,7 +46,8 @@ BUDGET = {              # lines, comments and blanks included
     'data/minihack/oracles.py': 265, 'data/minihack/play.py': 75, 'data/minihack/pixels.py': 120,
     'data/*/readme.md': 25,
     'config/*.py': 34,          # the CPU demo departs from the published recipe in many keys
-    'bench/step.py': 325, 'bench/encoding.py': 70, 'bench/plain.py': 80, 'bench/timing.py': 250, 'bench/versus_*.py': 350,
+    'bench/step.py': 325, 'bench/encoding.py': 70, 'bench/plain.py': 80, 'bench/timing.py': 250,
+    'bench/versus_*.py': 350,
     'bench/levels.py': 260,
     'bench/sweep.py': 600,      # a cell that is not what it says must not be believed
     'tests/test_same.py': 55,

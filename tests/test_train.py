@@ -25,6 +25,7 @@ from test_eval_dynamics import make_robot
 
 import checkpoint
 import contract
+import logger
 import nanowm
 from data.loader import Store
 from data.writer import write
@@ -494,7 +495,7 @@ def test_a_locked_folder_under_two_ranks(tiny, tmp_path):
     (['--dtype=float16'], 1, "dtype = 'float16': choose one of ('auto', 'float32', 'bfloat16')"),
     (['--num_frames=13'], 1, 'a window spans 13 frames'),
     (['--val_batches=0'], 1, 'val_batches = 0: must lie in 1..1e+09'),
-    (['--log=wandb'], 1, "log = 'wandb': choose one of ('', 'tensorboard', 'swanlab')")])
+    (['--log=wand'], 1, "log = 'wand': choose one of ('', 'tensorboard', 'wandb', 'swanlab')")])
 def test_user_mistakes_are_one_line(train, tmp_path, flags, code, words):
     _, errors = train(*flags, code=code)
     assert words in errors and len(errors.strip().splitlines()) == 1
@@ -715,6 +716,32 @@ def test_best_keep_and_tensorboard(train, tmp_path):
     assert list((folder / 'tensorboard').iterdir())
 
 
+def test_the_id_of_a_run_goes_through_its_checkpoints(train, tmp_path, monkeypatch):
+    """
+    Through other trackers and none, and a checkpoint of an older train.py gets one; another run has its own.
+    """
+    asked = []
+    for kind in 'wandb', 'swanlab':
+        def tracker(out_dir, run, config, step, run_id, kind=kind):
+            asked.append((kind, step, run_id))
+            return (lambda row, step: None), (lambda: None)
+        monkeypatch.setitem(logger.TRACKERS, kind, tracker)
+    for steps, kind in enumerate(('wandb', 'swanlab', '', 'wandb'), 1):
+        train(f'--max_steps={steps}', '--resume=True', f'--log={kind}')
+    one = asked[0][2]
+    assert asked == [('wandb', 1, one), ('swanlab', 2, one), ('wandb', 4, one)]
+    assert re.fullmatch('[0-9a-f]{16}', one)
+    path = tmp_path / 'out' / checkpoint.step_name(4) / 'meta.json'
+    meta = json.loads(path.read_text())
+    assert meta.pop('run_id') == one
+    path.write_text(json.dumps(meta))
+    train('--max_steps=5', '--resume=True', '--log=wandb')
+    train('--max_steps=6', '--resume=True', '--log=wandb')
+    train('--max_steps=1', f'--out_dir={tmp_path}/other', '--log=wandb')
+    fresh, same, other = [run_id for _, _, run_id in asked[3:]]
+    assert fresh == same and len({one, fresh, other}) == 3
+
+
 @pytest.mark.parametrize('flags, decays', [
     (['--ema_decay=0.25'], [1 / 10, 2 / 11, 3 / 12, 0.25]),
     (['--ema_decay=0.6', '--ema_power=0.75'], [0, 1 - 2 ** -0.75, 1 - 3 ** -0.75, 0.6])])
@@ -777,7 +804,7 @@ def test_lr_schedule_closed_form(train, tmp_path):
 def test_imports_stay_light():
     """--help and `import nanowm` start no compiler, no environment, no image or tracker package."""
     heavy = ('torch._dynamo', 'minihack', 'nle', 'gymnasium', 'imageio', 'PIL', 'tensorboard', 'matplotlib',
-             'wandb')
+             'wandb', 'swanlab')
     look = f'\nprint("heavy:", [m for m in {heavy} if m in sys.modules], file=sys.stderr)'
     ask = 'import runpy\nsys.argv = ["train.py", "--help"]\n' \
         'try: runpy.run_path("train.py")\nexcept SystemExit as e: assert not e.code'
