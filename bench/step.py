@@ -6,7 +6,7 @@ How fast is a model? Every model of the contract; a table on stdout, the same as
     python bench/step.py --model=nanowm --what=rollout               the same beside samplers without a cache
     python bench/step.py --model=arx5_gpt --what=loader              share of a step spent waiting for data
     python bench/step.py --model=arx5_gpt --what=gpu                 eager, compiled, CUDA graph; launches
-    python bench/step.py --preset=S --vae=taesd --batch=1            latents off the disk, or made in every step
+    python bench/step.py --preset=S --vae=taesd --batch=1            latents off the disk, or encoded anew
 
 Keys of the model's Config start from the preset and can be set by flag, like --num_frames above; weights and
 data are random, because speed does not depend on the numbers. Modes are timed in turn, repetition by
@@ -45,7 +45,7 @@ rollout_context = 0           # rollout: frames that are given; 0 = a whole wind
 rollout_history = 0           # rollout: its argument `history`, where it has one; 0 = the model's choice
 rollout_stride = 0            # rollout: its argument `stride`, where it has one; 0 = the model's choice
 walks = WALKS                 # rollout of a model that denoises: which samplers of bench/plain.py
-vae = ''                      # step: beside it the codec in the loop: sd | taesd | PATH (bench/encoding.py)
+vae = ''                      # step: also with this codec in the loop: sd | taesd | PATH (encoding.py)
 loader_steps = 20             # timed steps of --what=loader
 reps = 7                      # timed repetitions per mode
 seed = 0                      # of weights and data
