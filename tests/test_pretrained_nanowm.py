@@ -21,6 +21,7 @@ from test_math_nanowm import GOLDEN
 
 import checkpoint
 import nanowm_published
+import vae
 from data.writer import write
 from nanowm import INJECTIONS, Config, Model
 
@@ -147,16 +148,21 @@ def small():
 
 @pytest.fixture(scope='module')
 def latents(tmp_path_factory):
-    """A data folder `latents` with what SMALL reads; its actions have a mean and a std of their own."""
+    """
+    A data folder `latents` with what SMALL reads, encoded by the codec beside it; its actions have a mean and
+    a std of their own.
+    """
     root = tmp_path_factory.mktemp('data')
+    torch.manual_seed(0)
+    save_file(vae.AutoencoderTiny(width=8).state_dict(), root / 'codec.safetensors')
 
     def episode(i):
         rng = np.random.default_rng(i)
         action = rng.normal([50, -20], [30, 10], (16, 2)).astype(np.float32)
         action[-1] = 0
-        return {'latent': rng.normal(size=(16, 4, 8, 8)).astype(np.float16), 'action': action}
+        return {'video': rng.integers(0, 256, (16, 64, 64, 3), np.uint8), 'action': action}
     write(root / 'latents', episode, 8, seed=1, val='0.25', workers=1, command='tests',
-          info={'source': 'tests', 'revision': '1', 'fps': 10, 'units': {}})
+          info={'source': 'tests', 'revision': '1', 'fps': 10, 'units': {}}, vae=str(root / 'codec.safetensors'))
     return root
 
 
@@ -485,8 +491,10 @@ def test_import(tmp_path, small, latents, layout, step):
     assert asdict(ours.cfg) == asdict(small.cfg) and meta['step'] == step
     assert meta['config']['dataset'] == 'latents' and meta['params'] == count
     assert ours.action_std.tolist() == pytest.approx([30, 10], rel=0.2)
-    out, errors = script('eval.py', f'--ckpt={tmp_path}/out', '--protocol=loss', '--device=cpu')
-    assert json.loads(out)['step'] == step and np.isfinite(json.loads(out)['loss'])
+    out, errors = script('eval.py', f'--ckpt={tmp_path}/out', '--device=cpu', '--n_clips=2',
+                         f'--vae={latents}/codec.safetensors')
+    judged = json.loads(out)
+    assert judged['step'] == step and np.isfinite([judged['psnr'], judged['psnr_ceiling']]).all()
     assert 'other data' not in errors and 'has changed' not in errors
 
 
