@@ -109,6 +109,29 @@ def test_the_bytes_are_the_same(folder, codec_file, tmp_path, monkeypatch, break
             assert filecmp.cmp(f'{folder}/{split}/{name}', f'{out}/{split}/{name}', shallow=False), name
 
 
+def test_shards_of_another_codec_are_not_used(codec_file, tmp_path, monkeypatch):
+    """Stopped, then other weights under the same name: what was encoded by the first ones is not mixed in."""
+    torch.manual_seed(1)
+    file, out, real = tmp_path / 'codec.safetensors', str(tmp_path / 'walk_small'), latents.shaped
+    save_file(vae.load(codec_file).state_dict(), file)
+
+    def stopped(i, **kw):
+        if i == 12:
+            raise KeyboardInterrupt
+        return real(i, **kw)
+    with monkeypatch.context() as m, pytest.raises(SystemExit, match='stopped'):
+        m.setattr(latents, 'shaped', stopped)
+        make(out, str(file))
+    other = vae.AutoencoderTiny(width=8)
+    save_file(other.state_dict(), file)
+    latents.codec.cache_clear()                              # as in a new process
+    assert make(out, str(file))['latent']['sha256'] == vae.load(str(file)).sha256
+    frames = latents.resize(walk(0)['video'], (SIDE, SIDE))
+    z = vae.encode(other, torch.from_numpy(frames)).half().numpy()
+    made = np.concatenate([arrays(out, split)['latent'] for split in ('train', 'val')]).reshape(20, 7, 4, 2, 2)
+    assert (made == z).all((1, 2, 3, 4)).sum() == 1
+
+
 def test_a_posterior_leaves_its_std(tmp_path):
     torch.manual_seed(0)
     kl = vae.AutoencoderKL(widths=(32, 32, 32, 32), blocks=1)
