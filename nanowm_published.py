@@ -10,7 +10,8 @@ The authors' checkpoints of NanoWM: find the files, read what stands beside the 
 
 Keys and shapes of the weights are ours. The sizes follow from the shapes, the rest from config.yaml; where
 both speak they must agree. By which numbers actions were normalised is told by neither. Nothing is guessed:
-what is missing or unknown ends in one line. No published file was at hand; the tests write both layouts.
+what is missing or unknown ends in one line. No published file was at hand: the
+names are those of the authors' source, and the tests write both layouts.
 """
 import math
 import os
@@ -47,11 +48,11 @@ ABSENT = {                                                           # what it m
     'model.latent_channels': '4', 'latent_codec.kind': 'sd_vae', 'dataset.loader.action_scale': '1'}
 FIXED = {                                                            # nanowm.py knows nothing else
     'model.causal': 'true', 'model.use_action': 'true', 'model.extras': '1', 'latent_codec.kind': 'sd_vae'}
-SIZES = {                                                            # tensors that tell sizes: their axes
+SIZES = {                                                # tensors that tell sizes: how many axes they have
     'x_embedder.proj.weight': 4, 'pos_embed': 3, 'temp_embed': 3, 'action_embedder.mlp.0.weight': 2,
     'blocks.0.attn.q_norm.weight': 1}
 EXTRAS = {'adaln': 'action_adaLN_modulation.1.weight', 'film': 'film_modulation.1.weight',
-          'cross_attention': 'cross_gate'}                           # of these injections only
+          'cross_attention': 'cross_gate'}                           # weights that only this injection has
 
 ID = re.compile(r'\w[\w.-]*/\w[\w.-]*')                  # ./x and ../x are paths
 LINE = re.compile(r"""( *)(['"]?)([^\s'"#-][^'"]*?)\2:(?: +(.*))?""")        # `key: text`; a list has `- `
@@ -77,7 +78,10 @@ def read(src):
     """-> weights {key: tensor}, the entries of config.yaml {'a.b.key': text}, the step or 0."""
     file, config = find(src)
     said = ABSENT | read_yaml(config)
-    weights, step = checkpoint.read(*os.path.split(file), 'fetch or copy it again'), 0
+    advice = 'fetch or copy it again'
+    if file.endswith('.ckpt'):                           # Lightning may save objects beside the tensors
+        advice += ', or save {state_dict, global_step} of it alone, where you trust it'
+    weights, step = checkpoint.read(*os.path.split(file), advice), 0
     if file.endswith('.ckpt'):
         state, step = weights.get('state_dict'), weights.get('global_step')
         if not isinstance(state, dict) or not isinstance(step, int):
@@ -90,7 +94,8 @@ def read(src):
 
 def find(src):
     """The files of weights and of settings."""
-    if ID.fullmatch(src) and not os.path.exists(src):
+    named = src.endswith(('.ckpt', '.safetensors'))
+    if ID.fullmatch(src) and not named and not os.path.exists(src):
         try:
             config = checkpoint.hub(src, 'config.yaml')  # first: it is soon here, or not there
             return checkpoint.hub(src, 'model.safetensors'), config
@@ -99,7 +104,10 @@ def find(src):
     file = os.path.join(src, 'model.safetensors') if os.path.isdir(src) else src
     kinds = 'an OUT_DIR of ours, user/name on the hub, a folder with model.safetensors, or a .ckpt'
     if not os.path.exists(file):
-        sys.exit(f'no checkpoint in {src!r}; want {kinds}')
+        there = os.listdir(src) if os.path.isdir(src) else []
+        other = [name for name in there if name.endswith(('.safetensors', '.ckpt'))]
+        more = f'; or do you mean {", ".join(sorted(other))}?' if other else ''
+        sys.exit(f'no checkpoint in {src!r}; want {kinds}{more}')
     if not file.endswith(('.safetensors', '.ckpt')):
         sys.exit(f'{src} is a file, but none of weights; want {kinds}')
     here = os.path.dirname(file)
@@ -108,15 +116,16 @@ def find(src):
         places.insert(0, os.path.normpath(os.path.join(here, '..', '..', 'config.yaml')))
     config = next((place for place in places if os.path.exists(place)), None)
     if config is None:
-        sys.exit(f'{file}: no {" and no ".join(places)}; it was published with the weights and says what '
-                 'their shapes do not')
+        sys.exit(f'{file}: no {" and no ".join(places)}; it belongs beside the weights and says what their '
+                 'shapes do not')
     return file, config
 
 
 def read_yaml(path):
     """
     The `key: text` lines of a file as OmegaConf.save writes it, nested by their indentation. Lists are left
-    out, and null, which says nothing. Numbers stay texts, and so does ${...}.
+    out, and null, which says nothing. Numbers stay texts, and so does ${...}. {a: b} and texts of several
+    lines are not understood; a key that is needed and lies in one is missing, then.
     """
     found, above = {}, []                                # above: (indentation, key) of the lines we are in
     try:
@@ -264,6 +273,10 @@ def import_run(src, out_dir, dataset, stats, data_dir):
               if own.get(key, fact) != fact]
     if differ:
         sys.exit(f'{folder} has {"; ".join(differ)}: they do not belong together')
+    codec = data.get('latent') or {}
+    if codec.get('kind', 'AutoencoderKL') != 'AutoencoderKL':
+        print(f'note: {folder} holds latents of {codec["vae"]}; the checkpoint saw those of SD-VAE',
+              file=sys.stderr)
     held = checkpoint.lock(out_dir)
     config = {'model': 'nanowm', 'dataset': dataset, 'data_dir': data_dir, 'out_dir': out_dir,
               'imported': src, 'stats': stats}

@@ -2,17 +2,17 @@
 The borrowed eyes of latent models: two frozen image autoencoders, 8 x 8 pixels to one latent of 4 numbers.
 
     SD-VAE   AutoencoderKL of Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752), 83,653,863 parameters:
-             z = 0.18215 * mean(x), x = net(z / 0.18215); the encoder also gives a std, see `AutoencoderKL`
-    TAESD    its distillation by O. Boer Bohan (2023), 2,445,063 parameters, 9 to 18 times cheaper; no std,
+             z = 0.18215 * mean of encoder(x), x = decoder(z / 0.18215); the encoder gives a std, too
+    TAESD    its distillation by O. Boer Bohan (2023), 2,445,063 parameters and a tenth of the FLOPs; no std,
              and its latents need no factor, because it was taught the scaled ones
 
     codec = load('taesd')                     or 'sd', or the path of such weights
     z = encode(codec, frames)                 frames (..., H, W, 3) uint8 -> (..., 4, H/8, W/8)
     frames = decode(codec, z)                 -> (..., H, W, 3) float32 in 0..255, not rounded
 
-We store the mean and not a draw: the std of SD-VAE's posterior is far below what float16 rounds away. Both
-nets speak of pixels in [-1, 1] and overshoot, so we clamp. All runs in float32, whatever autocast says:
-bfloat16 moves a pixel by up to 12 of 255.
+We store the mean, where the published runs draw: meta.json of the data says how large the std was. Both nets
+speak of pixels in [-1, 1] and overshoot, so we clamp. All runs in float32, whatever autocast and TF32 say:
+bfloat16 moved a pixel by 12 of 255 and more where we looked.
 
 Modules carry the names of the published files (diffusers' AutoencoderKL and AutoencoderTiny); `published`
 brings the three other layouts that are about into these. Nothing here is trained.
@@ -21,6 +21,7 @@ import hashlib
 import json
 import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,7 +32,8 @@ from safetensors.torch import load_file
 import checkpoint
 
 SIDE = 8            # px per latent
-CHUNK = 16          # frames at a time; fixed, because another number gives results that are 3e-6 apart
+CHUNK = 16          # frames at a time; fixed, because another number gives results that are 3e-6 apart,
+AREA = 256 * 256    # but fewer where a frame has more pixels than this, because memory is finite
 FILE = 'diffusion_pytorch_model.safetensors'
 SOURCES = {         # name: repository and revision on the hub, sha256, bytes of FILE
     'sd': ('stabilityai/sd-vae-ft-mse', '31f26fdeee1355a5c34592e401dd41e45d25a493',
@@ -249,8 +251,8 @@ def encode(codec, frames, with_std=False):
         raise ValueError(f'frames are {frames.dtype} {tuple(frames.shape)}: want uint8 (..., H, W, 3)')
     check_sides(*frames.shape[-3:-1])
     device, z, stds = device_of(codec), [], []
-    for chunk in frames.reshape(-1, *frames.shape[-3:]).split(CHUNK):
-        with torch.autocast(device.type, enabled=False):
+    for chunk in frames.reshape(-1, *frames.shape[-3:]).split(at_once(*frames.shape[-3:-1])):
+        with in_float32(device):
             x = chunk.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             mean, std = codec.latents(x)
         z.append(mean)
@@ -265,12 +267,30 @@ def encode(codec, frames, with_std=False):
 def decode(codec, z):
     """Latents (..., 4, h, w) in the stored scale -> frames (..., 8 h, 8 w, 3) float32, 0..255."""
     device, frames = device_of(codec), []
-    for chunk in z.reshape(-1, *z.shape[-3:]).split(CHUNK):
-        with torch.autocast(device.type, enabled=False):
+    height, width = z.shape[-2:]
+    for chunk in z.reshape(-1, *z.shape[-3:]).split(at_once(height * SIDE, width * SIDE)):
+        with in_float32(device):
             x = codec.pixels(chunk.to(device).float())
         frames.append(((x.permute(0, 2, 3, 1) + 1) * 127.5).clamp(0, 255))
     frames = torch.cat(frames)
     return frames.view(*z.shape[:-3], *frames.shape[1:])
+
+
+def at_once(height, width):
+    return max(1, min(CHUNK, CHUNK * AREA // (height * width)))
+
+
+@contextmanager
+def in_float32(device):
+    """Neither autocast nor TF32, which train.py switches on, for what is computed inside."""
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    kept = dict(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic)
+    torch.set_float32_matmul_precision('highest')
+    try:
+        with torch.autocast(device.type, enabled=False), cudnn.flags(**kept, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def device_of(codec):
@@ -283,14 +303,16 @@ def load(src):
     """
     'sd', 'taesd' (downloaded once), or the path of weights: a .safetensors, one of TAESD's two files, or a
     folder with either -> the codec, float32 on the CPU. The keys tell which it is, and how large.
-    codec.sha256 is that of the numbers, whatever layout they came in.
+    codec.sha256 is that of the numbers as float32, whatever layout they came in.
     """
     weights, folder = read(src)
     try:
-        weights = published({key: x.float() for key, x in weights.items()})
+        weights = {key: x.float() for key, x in published(weights).items()}
         codec = build(weights, folder)
     except KeyError as error:
-        sys.exit(f'vae = {src}: its weights lack {error.args[0]}; want an AutoencoderKL or a TAESD')
+        sys.exit(f'vae = {src}: its weights lack {error.args[0]}; want those of SD-VAE or TAESD')
+    except ValueError as error:
+        sys.exit(f'vae = {src}: {error}')
     checkpoint.fill(codec, weights, f'vae = {src}')
     digest = hashlib.sha256()
     for key in sorted(weights):
@@ -301,16 +323,14 @@ def load(src):
 
 def read(src):
     """-> {key: tensor}, the folder where they lie."""
-    path = Path(src).expanduser()
-    if src in SOURCES:
-        halves = [Path(checkpoint.cache()) / f'{half}.bf16.safetensors' for half in HALVES]
-        both = src == 'taesd' and all(half.exists() for half in halves)
-        path = halves[0] if both else Path(fetched(src))
+    path = Path(fetched(src) if src in SOURCES else src).expanduser()
     if path.is_dir():
-        there = [*path.glob(FILE), *path.glob(f'{HALVES[0]}*.safetensors')]
+        there = sorted([*path.glob('diffusion_pytorch_model*.safetensors'), *path.glob(f'{HALVES[0]}*')])
         if not there:
-            sys.exit(f'vae = {src}: this folder holds neither {FILE} nor '
+            sys.exit(f'vae = {src}: this folder holds neither diffusion_pytorch_model*.safetensors nor '
                      f'{HALVES[0]}*.safetensors and {HALVES[1]}*.safetensors')
+        if len(there) > 1:
+            sys.exit(f'vae = {src}: which of {", ".join(file.name for file in there)}? Give its path')
         path = there[0]
     names = {half: path.name.replace(own, half) for own in HALVES for half in HALVES if own in path.name}
     if not names:
@@ -323,7 +343,7 @@ def read(src):
 
 
 def fetched(src):
-    """Of one revision, so that everybody's latents are the same."""
+    """The file of one revision, so that everybody's latents are the same."""
     repository, revision, sha256, size = SOURCES[src]
     return checkpoint.hub(repository, FILE, revision, sha256, size)
 
@@ -339,7 +359,7 @@ def tensors(path):
 
 
 def build(weights, folder):
-    """The net whose shapes these are, with weights still to come."""
+    """The net whose shapes these are, with weights still to come; ValueError for one of another kind."""
     if 'encoder.layers.0.weight' in weights:
         last = max(key for key in weights if re.fullmatch(r'encoder\.layers\.\d\d\.bias', key))
         return AutoencoderTiny(len(weights[last]), len(weights['encoder.layers.0.weight']))
@@ -348,12 +368,27 @@ def build(weights, folder):
         widths.append(len(weights[key]))
     if not widths:
         raise KeyError('encoder.down_blocks.0 and encoder.layers.0')
+    if len(widths) != 4 or any(width % 32 for width in widths):
+        raise ValueError(f'its stages are {widths} wide; want four, multiples of 32, for 8 px to a latent')
     blocks = sum(bool(re.fullmatch(r'encoder\.down_blocks\.0\.resnets\.\d\.conv1\.weight', key))
                  for key in weights)
-    config = folder / 'config.json'                      # where there is one, it may know another factor
-    told = json.loads(config.read_text()) if config.exists() else {}
-    return AutoencoderKL(tuple(widths), blocks, len(weights['post_quant_conv.weight']),
-                         told.get('scaling_factor', 0.18215))
+    return AutoencoderKL(tuple(widths), blocks, len(weights['post_quant_conv.weight']), factor(folder))
+
+
+def factor(folder):
+    """By which latents are scaled: only a config.json beside the weights knows another one."""
+    path = folder / 'config.json'
+    if not path.exists():
+        return 0.18215
+    try:
+        told = json.loads(path.read_text())
+        scale = float(told.get('scaling_factor', 0.18215))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'cannot read {path}: {checkpoint.reason_of(error)}') from None
+    strange = [key for key in ('shift_factor', 'latents_mean') if told.get(key)]
+    if strange:
+        raise ValueError(f'{path} asks for {", ".join(strange)}, which we do not have')
+    return scale
 
 
 def published(weights):

@@ -1,12 +1,12 @@
 """
 Videos at another size, and as latents: what data/writer.py does with episodes under --size and --vae.
 
-    --size=N      square pictures, bilinear; when made smaller, a pixel is a mean of all that it covers
+    --size=N      N x N pixels, squeezed and not cropped; bilinear, when made smaller over all that it covers
     --vae=taesd   beside it `latent` (T, 4, H/8, W/8) float16 in the codec's stored scale: the posterior's
                   mean. The raw `video` stays in the validation split only, because scores compare with it
 
-An episode is encoded in chunks that begin at its first frame, so the bytes do not depend on the number of
-workers. meta.json then says, under `latent`, which codec to decode with.
+An episode is encoded in chunks that begin at its first frame, so on a CPU the bytes do not depend on the
+number of workers. meta.json then says, under `latent`, which codec to decode with.
 """
 import sys
 from functools import cache
@@ -26,37 +26,50 @@ def resize(video, size):
 
 
 @cache
-def codec(vae):
+def codec(weights):
     """The codec on this process's device. torch comes here, because data of pixels alone need none."""
     import torch
 
-    import vae as codecs
+    import vae
     gpus = torch.cuda.device_count()
-    return codecs.load(vae).to(f'cuda:{WORKER[0] % gpus}' if gpus else 'cpu')
+    return vae.load(weights).to(f'cuda:{WORKER[0] % gpus}' if gpus else 'cpu')
 
 
-def shaped(i, episode, size, vae):
+def most_workers(workers):
+    """Two for each GPU, because each holds a codec of its own there; on a CPU as many as were asked for."""
+    import torch
+    gpus = torch.cuda.device_count()
+    return min(workers, 2 * gpus) if gpus else workers
+
+
+def shaped(i, episode, size, weights):
     """
-    Episode i, its video resized (size > 0) and with its latents beside it (vae is not ''). For a partial.
+    Episode i, its video resized (size > 0) and with its latents beside it (weights: what vae.load takes, or
+    ''). For a partial.
     """
     arrays = dict(episode(i))
+    flag = '--vae' if weights else '--size'
     if 'video' not in arrays:
-        sys.exit(f'{"--vae" if vae else "--size"}: these data hold {", ".join(arrays)}, but no video')
-    video = np.asarray(arrays['video'])
+        sys.exit(f'{flag}: these data hold {", ".join(arrays)}, but no video')
+    video = np.ascontiguousarray(arrays['video'])
+    if video.ndim != 4 or video.shape[3] != 3 or video.dtype != np.uint8:
+        sys.exit(f'{flag}: episode {i}: video is {video.dtype} {video.shape}; want uint8 (T, H, W, 3)')
     if size:
         video = arrays['video'] = resize(video, (size, size))
-    if vae:
+    if weights:
         import torch
 
-        from vae import encode
+        from vae import check_sides, encode
         try:
-            arrays['latent'] = encode(codec(vae), torch.from_numpy(video)).half().cpu().numpy()
+            check_sides(*video.shape[1:3])
         except ValueError as error:
             sys.exit(f'--vae: {error}, like --size=64')
+        z = encode(codec(weights), torch.from_numpy(video.copy()))   # a copy, because torch wants to write
+        arrays['latent'] = z.half().cpu().numpy()
     return arrays
 
 
-def about(vae, name, size, video):
+def about(weights, name, size, video):
     """
     meta.json's `latent`: which codec, by what name, and what it was given. `posterior_std` is of the first
     frames, in the stored scale; None for a codec without a posterior.
@@ -64,7 +77,7 @@ def about(vae, name, size, video):
     import torch
 
     from vae import CHUNK, encode
-    net = codec(vae)
+    net = codec(weights)
     std = encode(net, torch.from_numpy(video[:CHUNK]), with_std=True)[1]
     return {'vae': name, 'kind': net.kind, 'sha256': net.sha256, 'scale': net.scale,
             'size': list(video.shape[1:3]), 'resize': 'bilinear' if size else '', 'posterior_std': std}

@@ -23,7 +23,7 @@ From "one episode as a function of its number" to a data folder; every prepare.p
         tiles               {px, names, agent, pixels} of what the picture is made of, for the scores of tiles
         facts               {name: value} for fields of that name in a model's Config; sizes, fps and q_index
                             are among them by themselves
-        latent              {vae, kind, sha256, scale, size, resize, posterior_std}, by itself, with --vae
+        latent              {vae, kind, sha256, scale, size, resize, posterior_std}: added here with --vae
         tasks, clips, dt, decimation, mjcf_sha256, anything else        is kept in meta.json for people
 
 Workers compute SHARD episodes at a time into <out>.tmp/, so a stopped run goes on where it was. Then one
@@ -81,7 +81,7 @@ def flags(doc, out, val='0.1', size=True):
     p.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: all cores)')
     p.add_argument('--limit', type=int, default=0, help='at most this many episodes (default 0: all)')
     p.add_argument('--vae', default=False, help='also store latents: sd | taesd | PATH of weights (vae.py); '
-                   'their videos only to validate (default none)')
+                   'then videos are kept to validate only (default none)')
     if size:
         p.add_argument('--size', type=int, default=False, help='make videos so many pixels square (default: '
                        'as they are)')
@@ -99,7 +99,7 @@ def common(args, file):
     """What `write` wants to know of the flags; `command` spells out all of them that change a byte."""
     told = []
     for key, value in vars(args).items():
-        if key in ('out', 'workers') or value is False:
+        if key in ('out', 'workers') or value is False:                # False: not given
             continue
         if key == 'src' or key == 'vae':
             value = Path(value).resolve().name         # where it lies on this machine is nobody's business
@@ -153,16 +153,16 @@ def play(episode, i, padded, like=None):
     return arrays
 
 
-def compute(episode, first, last, path, padded, like, seen):
+def compute(episode, first, last, path, padded, like, with_video):
     """
     Worker: episodes first..last-1 into one .npz, which has its name only when whole. Returns how many.
-    seen (last - first,): whose video is kept.
+    with_video (last - first,): whose video is kept.
     """
     episodes = [play(episode, i, padded, like) for i in range(first, last)]
     lengths = [len(next(iter(e.values()))) for e in episodes]
     arrays = {}
     for key in episodes[0]:
-        kept = [e[key] for e, keep in zip(episodes, seen) if keep or key != 'video']
+        kept = [e[key] for e, keep in zip(episodes, with_video) if keep or key != 'video']
         if kept:
             arrays[f'key.{key}'] = np.concatenate(kept)
     with open(path.with_suffix('.part'), 'wb') as f:
@@ -266,16 +266,16 @@ def pieces(shards, lengths, key, want, there):
         i += len(T)
 
 
-def assemble(folder, shards, mask, info, binary, padded, seen):
+def assemble(folder, shards, mask, info, binary, padded, with_video):
     """
-    Shards, in order -> folder/{train,val}/*.npy and folder/meta.json. mask (n,): who validates; seen (n,):
-    whose video was kept.
+    Shards, in order -> folder/{train,val}/*.npy and folder/meta.json. mask (n,): who validates;
+    with_video (n,): whose video was kept.
     """
     lengths = [load(shard, 'T') for shard in shards]
     like = {}                              # one frame of each key, in the order of the first shard
     for shard in shards:
         like = {key: x[0] for key, x in first_frames(shard).items()} | like
-        if 'video' in like or not seen.any():
+        if 'video' in like or not with_video.any():
             break
     counts, files = {}, {}
     for name, want in {'train': ~mask, 'val': mask}.items():
@@ -286,7 +286,7 @@ def assemble(folder, shards, mask, info, binary, padded, seen):
         spans = np.stack([np.cumsum(T) - T, np.cumsum(T)], 1).astype(np.int64)
         counts[name] = {'episodes': len(T), 'frames': int(T.sum())}
         for key, x in like.items():
-            there = seen if key == 'video' else np.ones(len(mask), bool)
+            there = with_video if key == 'video' else np.ones(len(mask), bool)
             if not there[want].any():
                 continue                   # latents to train on go without their pictures
             file, shape = f'{name}/{key}.npy', (int(T.sum()), *x.shape)
@@ -375,16 +375,16 @@ def make(out, tmp, episode, mask, workers, info, binary, padded, shards, describ
         check_info(info, A, S)
     except ValueError as e:
         sys.exit(f'info: {e}')
-    seen = mask if describe else np.ones(n, bool)
+    with_video = mask if describe else np.ones(n, bool)
     if describe:
         info = info | {'latent': describe(arrays['video'])}
     jobs = [(episode, first, min(first + SHARD, n), files[first], padded, form(arrays),
-             seen[first:first + SHARD]) for first in todo]
+             with_video[first:first + SHARD]) for first in todo]
     left = sum(job[2] - job[1] for job in jobs)
     with tqdm(total=n, initial=n - left, desc=str(out), disable=None) as bar:
         run(jobs, workers, bar)
     shutil.rmtree(tmp / 'whole', ignore_errors=True)
-    counts = assemble(tmp / 'whole', list(files.values()), mask, info, binary, padded, seen)
+    counts = assemble(tmp / 'whole', list(files.values()), mask, info, binary, padded, with_video)
     os.rename(tmp / 'whole', out)          # all or nothing: nobody ever sees half a data folder
     return counts
 
@@ -414,7 +414,7 @@ def write(out, episode, n, *, seed, val, workers, command, info, limit=0, binary
     ours += sorted(home(episode).glob('*.py'))
     describe = None
     if size or vae:
-        episode = partial(latents.shaped, episode=episode, size=size, vae=vae)
+        episode = partial(latents.shaped, episode=episode, size=size, weights=vae)
         # what draws the world at its own size, or looks for its tiles, cannot compare with these pictures
         info = {key: x for key, x in info.items() if not size or key != 'tiles' and (vae or key != 'env')}
     if vae:
@@ -422,11 +422,12 @@ def write(out, episode, n, *, seed, val, workers, command, info, limit=0, binary
             sys.exit(f'--val={val} with --vae: hold out an episode, because only those keep their pictures')
         name = vae if vae in ('sd', 'taesd') else Path(vae).resolve().name
         describe = partial(latents.about, vae, name, size)
-        sources = [*sources, size, latents.codec(vae).sha256]
+        sources = [*sources, latents.codec(vae).sha256, mask.tolist()]       # these decide what is kept
+        workers = latents.most_workers(workers)
         ours.append(Path(__file__).parents[1] / 'vae.py')
     # shards are used again only if the settings and the code (ours, and the folder of `episode`) are the same
     code = [p.read_text() for p in ours]
-    key = repr([n, seed, SHARD, padded, info, sources, code])
+    key = repr([n, seed, SHARD, padded, info, sources, size, code])
     shards = tmp / hashlib.sha256(key.encode()).hexdigest()[:16]
     try:
         with stoppable():

@@ -85,14 +85,17 @@ def codec_of(meta, folder, vae, device):
     """
     The codec that made the latents of these data, in eval mode. vae: its weights; '' = what meta.json names.
     """
-    from vae import load  # here, because models of pixels and states should not pay for it
+    from vae import SOURCES, load  # here, because models of pixels and states should not pay for it
     told = meta.get('latent')
     if told is None:
         sys.exit(f'{folder}/meta.json does not say which codec made its latents; make it anew: --vae=..')
+    if not vae and told['vae'] not in SOURCES:
+        sys.exit(f'{folder} was encoded with {told["vae"]}, a file of its maker; where is it? --vae=PATH')
     codec = load(vae or told['vae'])
-    if codec.sha256 != told['sha256']:
-        sys.exit(f'vae = {vae or told["vae"]}: {folder} was encoded with other weights (sha256 '
-                 f'{told["sha256"][:12]}.., these {codec.sha256[:12]}..); --vae=PATH gives those')
+    for what, own in (('sha256', codec.sha256), ('scale', codec.scale)):
+        if told.get(what, own) != own:
+            sys.exit(f'vae = {vae or told["vae"]}: {folder} was encoded with other weights ({what} = '
+                     f'{told[what]}, of these {own}); --vae=PATH names those')
     return codec.to(device)
 
 

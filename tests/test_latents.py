@@ -110,7 +110,7 @@ def test_the_bytes_are_the_same(folder, codec_file, tmp_path, monkeypatch, break
 
 
 def test_shards_of_another_codec_are_not_used(codec_file, tmp_path, monkeypatch):
-    """Stopped, then other weights under the same name: what was encoded by the first ones is not mixed in."""
+    """Stopped, then other weights under the same name: nothing that the first ones encoded is mixed in."""
     torch.manual_seed(1)
     file, out, real = tmp_path / 'codec.safetensors', str(tmp_path / 'walk_small'), latents.shaped
     save_file(vae.load(codec_file).state_dict(), file)
@@ -128,8 +128,8 @@ def test_shards_of_another_codec_are_not_used(codec_file, tmp_path, monkeypatch)
     assert make(out, str(file))['latent']['sha256'] == vae.load(str(file)).sha256
     frames = latents.resize(walk(0)['video'], (SIDE, SIDE))
     z = vae.encode(other, torch.from_numpy(frames)).half().numpy()
-    made = np.concatenate([arrays(out, split)['latent'] for split in ('train', 'val')]).reshape(20, 7, 4, 2, 2)
-    assert (made == z).all((1, 2, 3, 4)).sum() == 1
+    made = np.concatenate([arrays(out, split)['latent'] for split in ('train', 'val')])
+    assert (made.reshape(20, 7, 4, 2, 2) == z).all((1, 2, 3, 4)).sum() == 1
 
 
 def test_a_posterior_leaves_its_std(tmp_path):
@@ -170,6 +170,34 @@ def test_what_is_refused(tmp_path, codec_file, more, line):
 
 def states(i):
     return {'state': np.zeros((3, 2), np.float32), 'action': np.zeros((3, 1), np.float32)}
+
+
+def test_pictures_that_are_none(tmp_path, codec_file):
+    """Grey or float ones: one line, before anything is resized."""
+    for change in (lambda x: x[..., :1], lambda x: x / 255):
+        def spoilt(i, change=change):
+            return walk(i) | {'video': change(walk(i)['video'])}
+        with pytest.raises(SystemExit, match=r'--vae: episode 0: video is .*want uint8 \(T, H, W, 3\)'):
+            write(str(tmp_path / 'x'), spoilt, 3, seed=0, val='0.3', workers=1, command='test',
+                  info={'fps': 5}, vae=codec_file, size=SIDE)
+
+
+@pytest.mark.parametrize('first', [dict(val='0.5'), dict(size=24)])
+def test_a_stopped_run_with_other_flags_is_not_gone_on_with(folder, codec_file, tmp_path, monkeypatch, first):
+    """The shards of the first hold other pictures."""
+    out, real = str(tmp_path / 'walk_small'), latents.shaped
+
+    def stopped(i, **kw):
+        if i == 12:
+            raise KeyboardInterrupt
+        return real(i, **kw)
+    with monkeypatch.context() as m, pytest.raises(SystemExit, match='stopped'):
+        m.setattr(latents, 'shaped', stopped)
+        make(out, codec_file, **first)
+    make(out, codec_file)
+    for split in ('train', 'val'):
+        for name in os.listdir(f'{folder}/{split}'):
+            assert filecmp.cmp(f'{folder}/{split}/{name}', f'{out}/{split}/{name}', shallow=False), name
 
 
 def test_without_pictures(tmp_path, codec_file):
@@ -225,7 +253,8 @@ def test_a_latent_model_is_judged(folder, codec_file):
 @pytest.mark.parametrize('spoil, key, line', [
     (lambda meta: meta['latent'].update(sha256='0' * 64), 'vae', 'encoded with other weights'),
     (lambda meta: meta.pop('latent'), 'vae', 'does not say which codec'),
-    (lambda meta: None, '', 'small.safetensors is not there')])
+    (lambda meta: meta['latent'].update(scale=0.5), 'vae', 'other weights .scale = 0.5, of these 1.0'),
+    (lambda meta: None, '', 'was encoded with small.safetensors, a file of its maker; where is it')])
 def test_codecs_that_do_not_fit(folder, codec_file, spoil, key, line):
     meta = Store(folder, 'val', {'latent': range(1)}).meta
     meta = json.loads(json.dumps(meta))
@@ -261,6 +290,7 @@ def test_workers_take_the_gpus_in_turn(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setattr(vae, 'load', lambda name: torch.nn.Identity())
+    assert [latents.most_workers(n) for n in (1, 4, 64)] == [1, 4, 4]
     monkeypatch.setattr(torch.nn.Module, 'to', lambda self, device: asked.append(device))
     for worker in range(3):
         monkeypatch.setattr(latents, 'WORKER', [worker])

@@ -161,8 +161,9 @@ def latents(tmp_path_factory):
         action = rng.normal([50, -20], [30, 10], (16, 2)).astype(np.float32)
         action[-1] = 0
         return {'video': rng.integers(0, 256, (16, 64, 64, 3), np.uint8), 'action': action}
-    write(root / 'latents', episode, 8, seed=1, val='0.25', workers=1, command='tests',
-          info={'source': 'tests', 'revision': '1', 'fps': 10, 'units': {}}, vae=str(root / 'codec.safetensors'))
+    info = {'source': 'tests', 'revision': '1', 'fps': 10, 'units': {}}
+    write(root / 'latents', episode, 8, seed=1, val='0.25', workers=1, command='tests', info=info,
+          vae=str(root / 'codec.safetensors'))
     return root
 
 
@@ -327,7 +328,7 @@ def test_a_lightning_file_of_another_model(tmp_path, small):
 def test_without_config_yaml(tmp_path, small, layout):
     src = publish(tmp_path, small, layout)
     os.remove(tmp_path / 'config.yaml')
-    says(f'no {tmp_path}/config.yaml', 'published with the weights',
+    says(f'no {tmp_path}/config.yaml', 'it belongs beside the weights',
          call=lambda: Model.from_pretrained(src, stats=None))
     (tmp_path / 'config.yaml').write_bytes(b'\xff\xfe\x00')
     says(f'cannot read {tmp_path}/config.yaml: ', call=lambda: Model.from_pretrained(src, stats=None))

@@ -12,13 +12,13 @@ BUDGET = {              # lines, comments and blanks included
     'README.md': 150,
     'docs/*.md': 135,           # 120, and comparisons in three worlds, or at equal steps and at equal time
     'nanowm.py': 865,  # switches for real video and for what is rare; a sampler that keeps what it knows
-    'nanowm_published.py': 285,  # two layouts, a reader of their settings, a line for all that may be wrong
+    'nanowm_published.py': 305,  # two layouts, a reader of their settings, a line for all that may be wrong
     'muon.py': 75,
     'remdm.py': 650, 'arx5_gpt.py': 480, 'act.py': 430,
     'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
     'cem.py': 160, 'vision.py': 180, 'arx5_export.py': 180,
     'metrics.py': 500,          # five networks beside the scores that look through them
-    'vae.py': 395,              # two nets, encoder and decoder each, and five layouts of their files
+    'vae.py': 435,              # two nets, encoder and decoder each, and five layouts of their files
     'imf_policy.py': 560,  # kept, mended, left out of two papers: a line each; three objectives, 525 before
     'train.py': 635,  # every key has its range, every stop its way to end; refresh; 420 before unpacking
     'configurator.py': 245,     # owners of keys, and a line for a config of another script
@@ -37,7 +37,7 @@ BUDGET = {              # lines, comments and blanks included
     'data/statistics.py': 60, 'data/rollout.py': 60,
     'data/layout.py': 330,      # every way in which a folder can be wrong has its line
     'data/writer.py': 450,      # refuses before the work what would train wrongly; latents without pictures
-    'data/latents.py': 80,
+    'data/latents.py': 90,
     'data/[!pm]*/prepare.py': 185, 'data/pusht/prepare.py': 240,     # reads Zarr out of three packings
     'data/minihack/prepare.py': 230,    # three kinds of data, each with flags that the others refuse
     'data/video.py': 80, 'data/minihack/boulders.py': 225,

@@ -255,7 +255,7 @@ def test_files_that_are_no_codec(tmp_path):
     with pytest.raises(SystemExit, match=r'lacks decoder.layers.2.conv.0.bias'):
         vae.load(str(tmp_path / 'lacks.safetensors'))
     save_file({'a': torch.zeros(2)}, tmp_path / 'other.safetensors')
-    with pytest.raises(SystemExit, match='its weights lack .*want an AutoencoderKL or a TAESD'):
+    with pytest.raises(SystemExit, match='its weights lack .*want those of SD-VAE or TAESD'):
         vae.load(str(tmp_path / 'other.safetensors'))
     whole = (tmp_path / 'lacks.safetensors').read_bytes()
     (tmp_path / 'cut.safetensors').write_bytes(whole[:len(whole) // 2])
@@ -270,3 +270,45 @@ def test_of_the_real_file_only_one_half(tmp_path):
     save_file(weights, tmp_path / 'taesd_decoder.bf16.safetensors')
     with pytest.raises(SystemExit, match='taesd_encoder.bf16.safetensors is not there'):
         vae.load(str(tmp_path / 'taesd_decoder.bf16.safetensors'))
+
+
+@pytest.mark.parametrize('config, line', [
+    ('{oops', 'cannot read .*config.json'), ('[1]', 'cannot read'),
+    ('{"scaling_factor": null}', 'cannot read'),
+    ('{"scaling_factor": 1.5, "shift_factor": 0.06}', 'asks for shift_factor, which we do not have')])
+def test_a_config_that_is_not_understood(tmp_path, config, line):
+    save_file(seeded(lambda: vae.AutoencoderKL(**TINY)).state_dict(), tmp_path / vae.FILE)
+    (tmp_path / 'config.json').write_text(config)
+    with pytest.raises(SystemExit, match=line):
+        vae.load(str(tmp_path))
+
+
+@pytest.mark.parametrize('widths', [(32, 64, 64), (32, 32, 64, 64, 64)])
+def test_another_number_of_stages(tmp_path, widths):
+    """Such latents would stand for 4 or 16 px, and nothing here would say so."""
+    save_file(vae.AutoencoderKL(widths, 1).state_dict(), tmp_path / 'x.safetensors')
+    with pytest.raises(SystemExit, match='want four, multiples of 32, for 8 px to a latent'):
+        vae.load(str(tmp_path / 'x.safetensors'))
+
+
+def test_a_folder_with_two(tmp_path):
+    two_files(tmp_path, seeded(vae.AutoencoderTiny))
+    (tmp_path / 'taesd_encoder.bf16.safetensors').write_bytes(b'')
+    with pytest.raises(SystemExit, match='which of taesd_encoder.bf16.safetensors, taesd_encoder.saf'):
+        vae.load(str(tmp_path))
+
+
+def test_large_pictures_come_fewer_at_a_time():
+    assert [vae.at_once(side, side) for side in (64, 256, 512, 2048)] == [16, 16, 4, 1]
+
+
+def test_float32_and_then_what_was_set():
+    """TF32 is off for the codec alone; what train.py had set is set again, after an error too."""
+    torch.set_float32_matmul_precision('high')
+    try:
+        with pytest.raises(KeyError), vae.in_float32(torch.device('cpu')):
+            assert torch.get_float32_matmul_precision() == 'highest' and not torch.backends.cudnn.allow_tf32
+            raise KeyError
+        assert torch.get_float32_matmul_precision() == 'high' and torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision('highest')
