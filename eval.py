@@ -3,6 +3,7 @@ Judge a checkpoint by a protocol that its model understands: a JSON line on stdo
 
     python eval.py --ckpt=out/minihack_wm_cpu                   video: the frames right after the context
     python eval.py --ckpt=out/minihack_wm_cpu --horizon=8       a longer dream; `curve` has every step
+    python eval.py --ckpt=out/minihack_wm_cpu --scores=psnr,lpips_alex,fid       other scores of the frames
     python eval.py --ckpt=out/arx5_cpu --png=arm.png            dynamics: open loop, beside simple rivals
     python eval.py --ckpt=out/arx5_cpu --protocol=plan          drive the simulated arm by planning in it
     python eval.py --ckpt=out/arx5_cpu --dataset=arx5_contact   judge on other data

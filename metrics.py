@@ -481,6 +481,13 @@ def cached(file, keys):
         sys.exit(f'cannot read {path}: {checkpoint.reason_of(error)}; delete it, and it is fetched again')
 
 
+def digests(name):
+    """{file in the cache: sha256} of the weights of one of NETWORKS, or of 'i3d'; they were loaded before."""
+    files = [file + '.safetensors' for file in NETWORKS[name][1:]] if name != 'i3d' else \
+            [os.path.basename(SOURCES['i3d'][0])]
+    return {file: checkpoint.sha256(os.path.join(checkpoint.cache(), file)) for file in files}
+
+
 @functools.cache
 def i3d(path, device):
     """TorchScript is code: we load only a file of the right digest, which `fetch` checks, or one you name."""

@@ -2,7 +2,8 @@
 Does a world model know what happens next? Predict `horizon` frames after `n_context` true ones; score only
 those, against the raw frames of the val split.
 
-    psnr, ssim      mean over frames (the published definition); *_copy, *_shuffled: the two other predictors
+    psnr, ssim      mean over frames (the published definition); *_copy, *_shuffled: the two other predictors.
+                    Others on demand: LPIPS, FID, KID, FVD (looks.py)
     psnr_moving     10 log10(1 / MSE), MSE pooled over the frames that differ from the last context frame,
                     unrounded; still frames would drown the rest, because copying scores 80 dB on them; None
                     if nothing moves
@@ -26,10 +27,13 @@ import numpy as np
 import torch
 
 from data.loader import Store
-from metrics import bootstrap, psnr, ssim
-from protocols import common, tiles
+from metrics import bootstrap
+from protocols import common, looks, tiles
 
 HINT = 'horizon, n_context'
+# who is judged: what people call it, and the end of its keys
+SUFFIXES = {'model': '', 'copy': '_copy', 'shuffled': '_shuffled', 'ceiling': '_ceiling',
+            'copy_codec': '_copy_codec'}
 
 
 @dataclass
@@ -40,19 +44,13 @@ class Keys:
     batch_size: int = 64          # clips per forward
     seed: int = 42                # of clips, noise and bootstrap
     by: str = 'episode'           # what the bootstrap draws: episode | window
+    scores: tuple = ('psnr', 'ssim')  # of psnr ssim lpips_alex lpips_vgg lpips_squeeze fid kid fvd
     vae: str = ''                 # latents: their codec, sd | taesd | PATH; '' = the one that meta.json names
 
 
 def mse(pred, target):
     """Mean squared error of each frame. (..., H, W, C) -> (...)"""
     return (pred - target).square().flatten(-3).mean(-1)
-
-
-FRAME_SCORES = {'mse': mse, 'psnr': psnr, 'ssim': ssim}      # name: (pred, target) (B, K, H, W, C) -> (B, K)
-# Scores of whole sets of frames (FID, FVD): name: (features, score). features(frames (B, K, H, W, C)) ->
-# (rows, D) numpy; score(features of predictions, features of truth) -> number. They have no rows, hence no
-# bootstrap.
-SET_SCORES = {}
 
 
 def input_of(cfg):
@@ -77,6 +75,7 @@ def windows(cfg, keys, M):
     common.at_least('video', keys, n_clips=2, n_context=0, horizon=0, batch_size=1, seed=0)
     if keys.by not in ('episode', 'window'):
         sys.exit(f'video protocol: by = {keys.by!r}: choose episode or window')
+    looks.check(keys.scores)
     if keys.vae and input_of(cfg) != 'latent':
         sys.exit(f'video protocol: vae = {keys.vae}: this model dreams pixels, which need no codec')
     n_context, horizon, k, _ = lengths(cfg, keys, M)
@@ -91,8 +90,9 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     cfg, M = model.cfg, common.file_of(model)
     store = Store(folder, 'val', windows(cfg, keys, M), hint=HINT)
     common.fits(cfg, store)
+    device = common.device_of(model)
     if input_of(cfg) == 'latent':
-        model = common.Decoded(model, common.codec_of(store.meta, folder, keys.vae, common.device_of(model)))
+        model = common.Decoded(model, common.codec_of(store.meta, folder, keys.vae, device))
     n_context, horizon, _, stride = lengths(cfg, keys, M)
     rng = np.random.default_rng(keys.seed)
     ids = common.draw(store, keys.n_clips, rng)
@@ -103,17 +103,26 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     donor = np.empty_like(ids)
     donor[cycle] = ids[np.roll(cycle, -1)]
 
+    size = store.meta['files']['val/video.npy']['shape'][1:]             # H, W, C
+    weights, skipped = looks.rehearse(keys.scores, torch.zeros(1, horizon, *size, device=device))
+    skipped = {name: why for part in common.gather([skipped], world) for name, why in part.items()}
+    looks.tell(skipped, quiet or rank > 0)
+    scores = [name for name in keys.scores if name not in skipped]       # the same on all ranks
     rows = []
     for i, own in common.share(ids, keys.batch_size, rank, world, 'eval video', quiet):
         clips, others = store.windows_at(own), store.windows_at(donor[i:i + keys.batch_size])
         given, guesses, truth = imagine(model, clips, others, n_context, stride, keys.seed * 1_000_003 + i)
-        kept = columns(given, guesses, truth, store.meta.get('tiles'))
-        rows.append((i, kept, features(guesses, truth)))
+        kept = columns(given, guesses, truth, scores, store.meta.get('tiles'))
+        rows.append((i, kept, looks.features(guesses, truth, scores)))
     rows = sorted(common.gather(rows, world), key=lambda row: row[0])
     frames = {name: np.concatenate([row[1][name] for row in rows]) for name in rows[0][1]}
     episode = store.locate(ids)[0]
     result = summary(frames, episode if keys.by == 'episode' else np.arange(len(ids)), keys.seed)
-    result |= set_scores([row[2] for row in rows]) | {'n_episodes': len(set(episode.tolist()))}
+    of_sets, failed = looks.set_scores(scores, [row[2] for row in rows], keys.seed)
+    looks.tell(failed, quiet or rank > 0)
+    result |= of_sets | {name + who: np.nan for name in skipped for who in predictors(frames)}
+    result |= looks.facts(scores, weights, skipped | failed, *size[:2])
+    result['n_episodes'] = len(set(episode.tolist()))
     told = {key: getattr(cfg, key) for key in ('sample_steps', 'sampling') if hasattr(cfg, key)}
     return common.plain(result | dict(n_clips=len(ids), n_context=n_context, horizon=horizon,
                                       batch_size=keys.batch_size, seed=keys.seed, by=keys.by) | told)
@@ -144,36 +153,21 @@ def imagine(model, clips, others, n_context, stride, seed):
     return last, guesses, truth
 
 
-def columns(last, guesses, truth, of_tiles=None):
+def columns(last, guesses, truth, scores, of_tiles=None):
     """
     What we keep of each predicted frame: {name: (B, K)}; `moving` is 1 where it differs from the last one
-    given, `pixels` counts those that do, `square` sums their squared errors. of_tiles: meta.json's `tiles`.
+    given, `pixels` counts those that do, `square` sums their squared errors. scores: names, those of sets are
+    left out; of_tiles: meta.json's `tiles`.
     """
     changed = (truth != last).any(-1)                        # (B, K, H, W)
     table = {'moving': changed.flatten(2).any(2), 'pixels': changed.flatten(2).sum(2)}
     for who, guess in guesses.items():
-        for name, score in FRAME_SCORES.items():
-            table[name + who] = score(guess, truth)
+        table['mse' + who] = mse(guess, truth)
         table['square' + who] = ((guess - truth).square().mean(-1) * changed).flatten(2).sum(2)
+    table |= looks.columns(guesses, truth, scores)
     if of_tiles:
         table |= tiles.columns(last, guesses, truth, of_tiles)
     return {name: column.double().cpu().numpy() for name, column in table.items()}
-
-
-def features(guesses, truth):
-    """What the scores of whole sets keep of a batch: {name: {suffix or 'truth': (rows, D)}}."""
-    everybody = guesses | {'truth': truth}
-    return {name: {who: extract(frames) for who, frames in everybody.items()}
-            for name, (extract, _) in SET_SCORES.items()}
-
-
-def set_scores(batches):
-    """batches: what `features` made of each. -> {name + suffix: number}"""
-    result = {}
-    for name, (_, score) in SET_SCORES.items():
-        sets = {who: np.concatenate([batch[name][who] for batch in batches]) for who in batches[0][name]}
-        result |= {name + who: score(sets[who], sets['truth']) for who in sets if who != 'truth'}
-    return result
 
 
 def predictors(frames):
@@ -201,8 +195,8 @@ def statistics(frames, clips):
     """{name: number} over these clips."""
     result, rows = {}, predictors(frames)
     for who in rows:
-        for name in FRAME_SCORES:
-            if name != 'mse':                                # a mean over still frames too would say little
+        for name in looks.FRAME_SCORES:
+            if name in frames:                               # it was asked for, and could be computed
                 result[name + who] = frames[name + who][clips].mean()
         result['psnr_moving' + who] = pooled(frames, who, clips)
         result['psnr_moving_pixels' + who] = pooled_pixels(frames, who, clips)
@@ -240,17 +234,16 @@ def summary(frames, group, seed):
 
 
 def show(result):
-    """psnr_moving of the predictors, in dB, and what the model gains over the others."""
+    """psnr_moving of the predictors, in dB, and what the model gains over the others; other scores."""
     print(f'PSNR of the frames that move, dB, and its 95 % interval over {result["by"]}s', file=sys.stderr)
-    rows = {'model': 'psnr_moving', 'copy': 'psnr_moving_copy', 'shuffled': 'psnr_moving_shuffled',
-            'ceiling': 'psnr_moving_ceiling', 'copy_codec': 'psnr_moving_copy_codec',
-            'gain over copy': 'gain_over_copy', 'gain over shuffled': 'gain_over_shuffled',
-            'gain over ceiling': 'gain_over_ceiling'}
+    rows = {title: f'psnr_moving{who}' for title, who in SUFFIXES.items()}
+    rows |= {f'gain over {who}': f'gain_over_{who}' for who in ('copy', 'shuffled', 'ceiling')}
     rows = {title: key for title, key in rows.items() if key in result}
     for title, key in rows.items():
         cells = [result[key], *result[key + '_ci']]
         value, low, high = ('-' if x is None else f'{x:.2f}' for x in cells)
         print(f'{title:>20} {value:>7} ({low} to {high})', file=sys.stderr)
+    looks.show(result, SUFFIXES)
     if 'tile_agent' in result:
         print('share of frames with the agent where it should be, per step, model/shuffled:', file=sys.stderr)
         pairs = zip(result['curve']['tile_agent'], result['curve']['tile_agent_shuffled'])
