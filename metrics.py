@@ -33,8 +33,9 @@ def frames(pred, target):
     """
     Both as float32 or float64 of one shape, range checked: a factor of 255 would pass as a terrible score.
     """
-    assert pred.shape == target.shape, \
-        f'pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape'
+    assert pred.shape == target.shape and pred.numel(), \
+        f'pred {tuple(pred.shape)} and target {tuple(target.shape)}: want one shape, and not an empty one'
+    assert pred.device == target.device, f'pred is on {pred.device}, target on {target.device}; move one'
     dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
     for x in (pred, target):
         low, high = x.to(dtype).aminmax()
@@ -72,7 +73,7 @@ def ssim(pred, target):
     Wang, Bovik, Sheikh, Simoncelli 2004: 11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, no
     padding, population covariance; per RGB channel, not on luma. Compare with piqa, pytorch-msssim and
     scikit-image (gaussian_weights=True, sigma=1.5, use_sample_covariance=False); not with torchmetrics, whose
-    padded borders add 0.015 at 64 pixels, nor with scikit-image's default 7x7 box."""
+    padded borders added 0.015 to a picture of 64 pixels, nor with scikit-image's default 7x7 box."""
     x, y = frames(pred, target)
     H, W = x.shape[-3:-1]
     assert min(H, W) >= 11, f'SSIM looks through an 11x11 window, the frames are {H}x{W}; make them larger'
@@ -88,7 +89,7 @@ def ssim(pred, target):
 # ---- as a network sees it ----
 
 LPIPS_SIDE, FID_SIDE, FVD_SIDE = 64, 299, 224    # pixels; LPIPS takes larger frames, too
-FVD_FRAMES = 10         # that a clip should have; the network itself needs 9
+FVD_FRAMES = 10         # that a clip should have, as nano-world-model asks; the network itself needs 9
 AT_ONCE = 2 ** 20       # pixels that a network sees in one call: under 2 GB of memory, even in vgg
 
 
@@ -101,14 +102,16 @@ def lpips(pred, target, net='alex'):
     pixels are enlarged, see `enlargement`; compare those only with frames of that size, enlarged alike."""
     assert net in ('alex', 'vgg', 'squeeze'), f'net = {net!r}: choose alex, vgg or squeeze'
     pred, target = frames(pred, target)
+    colours(pred)
     judge = network(net, str(pred.device))
     *lead, H, W, _ = pred.shape
     k = enlargement(H, W)
-    return in_parts(lambda p, t: judge(p, t, k), k * H * k * W, images(pred), images(target)).view(lead)
+    pred, target = (x.reshape(-1, H, W, 3) for x in (pred, target))
+    return in_parts(lambda p, t: judge(p, t, k), k * H * k * W, pred, target).view(lead)
 
 
 def enlargement(H, W):
-    """By which whole factor `lpips` enlarges frames, each pixel repeated. A caller says so where it is not 1.
+    """By which whole factor `lpips` enlarges frames, each pixel repeated. eval.py says so where it is not 1.
 
     Up to 64 pixels, the side of the examples in the package lpips; under 31 alex cannot look at all."""
     return max(1, -(-LPIPS_SIDE // min(H, W)))
@@ -118,30 +121,33 @@ def inception_features(video):
     """What FID and KID compare: (..., H, W, 3) in [0, 1] -> numpy (N, 2048) float64, a row per frame.
 
     Network, weights (2015-12-05) and preparation, bilinear to 299 x 299 without antialiasing, are those of
-    pytorch-fid 0.3.0. Scores of clean-fid (bicubic, antialiased) may differ by more than a point, those of
-    StyleGAN's code in the decimals."""
-    x = images(video)
+    pytorch-fid 0.3.0. Compare with its scores, and not with those of clean-fid, which resizes otherwise."""
+    colours(video)
+    x, _ = frames(video, video)
     judge = network('inception', str(x.device))
+    x = x.reshape(-1, *x.shape[-3:])
     return in_parts(lambda part: judge(resize(part, FID_SIDE)), FID_SIDE ** 2, x).cpu().double().numpy()
 
 
 def i3d_features(video, path=''):
     """What FVD compares: (B, T, H, W, 3) in [0, 1], T >= 10 -> numpy (B, 400) float64, a row per clip.
 
-    Of predicted frames only. The logits of I3D (Carreira, Zisserman 2017, arXiv 1705.07750) on Kinetics-400,
-    in the TorchScript of StyleGAN-V, fed with [-1, 1] at 224 x 224, bilinear; what is not square is squeezed.
-    Compare FVDs by that file, fed alike, of as many clips of as many frames; not those of nano-world-model,
-    which feeds [0, 1], nor of the checkpoint rgb_imagenet. path: another such file, code that will be run."""
+    Give it predicted frames only, without the context. The logits of I3D (Carreira, Zisserman 2017, arXiv
+    1705.07750) on Kinetics-400, in the TorchScript of StyleGAN-V, fed with [-1, 1] at 224 x 224, bilinear;
+    what is not square is squeezed. Compare FVDs by that file, fed alike, of as many clips of as many frames;
+    not those of nano-world-model, which feeds [0, 1], nor of the checkpoint rgb_imagenet. path: another such
+    file, code that will be run."""
     assert video.ndim == 5, f'FVD wants clips (B, T, H, W, 3), got {tuple(video.shape)}'
     B, T = video.shape[:2]
     assert T >= FVD_FRAMES, f'FVD wants clips of {FVD_FRAMES} predicted frames or more, got {T}'
-    x = images(video)
+    colours(video)
+    x, _ = frames(video, video)
     judge = i3d(path, str(x.device))
 
     def logits(clips):                                               # (n, T, 3, H, W)
         x = resize(clips.flatten(0, 1), FVD_SIDE).unflatten(0, clips.shape[:2])
         return judge(x.transpose(1, 2), rescale=False, resize=False, return_features=True)
-    features = in_parts(logits, T * FVD_SIDE ** 2, x.unflatten(0, (B, T)))
+    features = in_parts(logits, T * FVD_SIDE ** 2, x)
     assert features.shape == (B, 400), f'I3D gives 400 numbers a clip, this network {tuple(features.shape)}'
     return features.cpu().double().numpy()
 
@@ -175,12 +181,14 @@ def kid(pred, true):
     pred, true = (np.asarray(x, np.float64) for x in (pred, true))
     assert min(len(pred), len(true)) > 1, f'{len(pred)} and {len(true)} rows of features: want two or more'
 
-    def kernel(x, y):
-        return (x @ y.T / x.shape[1] + 1) ** 3
-    distance = -2 * kernel(pred, true).mean()
+    def total(x, y):
+        """Of the kernel over all pairs, in blocks: of 50,000 rows the whole matrix would be 20 GB."""
+        blocks = np.array_split(x, 1 + len(x) // 1000)
+        return sum(((block @ y.T / y.shape[1] + 1) ** 3).sum() for block in blocks)
+    distance = -2 * total(pred, true) / (len(pred) * len(true))
     for x in pred, true:
-        k, n = kernel(x, x), len(x)
-        distance += (k.sum() - k.trace()) / (n * (n - 1))            # pairs of different rows only
+        alike = ((x * x).sum(1) / x.shape[1] + 1) ** 3               # each row with itself does not count
+        distance += (total(x, x) - alike.sum()) / (len(x) * (len(x) - 1))
     return float(distance)
 
 
@@ -208,7 +216,7 @@ def bootstrap(values, groups, statistic, n=1000, seed=0):
     replacement, since clips of one episode repeat one another and would make the interval too narrow.
     statistic gets the drawn rows (M, ...): `lambda e: -10 * np.log10(e.mean(0))` pools squared errors per
     step, columns of two models give a paired difference. For means over clips only: doubled clips bias FID
-    and FVD, which see a smaller N. One group: nan."""
+    and FVD, which see a smaller N. One group: nan. Draws whose statistic is nan are left out."""
     values, groups = np.asarray(values), np.asarray(groups)
     assert len(values) == len(groups), \
         f'{len(values)} rows of values, {len(groups)} of groups; one group per row'
@@ -220,7 +228,9 @@ def bootstrap(values, groups, statistic, n=1000, seed=0):
     for _ in range(n):
         drawn = rng.integers(len(members), size=len(members))
         draws.append(statistic(values[np.concatenate([members[g] for g in drawn])]))
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)      # where all draws are nan, so is the interval
+        low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
     return low, high
 
 
@@ -228,6 +238,7 @@ def wilson(wins, n, z=1.959964):
     """
     95 % interval of a probability after `wins` of n trials (Wilson 1927): also where all or none were won.
     """
+    assert 0 <= wins <= n and n > 0, f'{wins} wins of {n} trials: want some trials, and no more wins'
     p = wins / n
     middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
@@ -235,11 +246,8 @@ def wilson(wins, n, z=1.959964):
 
 # ---- the networks ----
 
-def images(x):
-    """Frames (..., H, W, 3) in [0, 1] -> (N, 3, H, W) float32 in [-1, 1], which all these networks want."""
+def colours(x):
     assert x.ndim >= 3 and x.shape[-1] == 3, f'want frames (..., H, W, 3), got {tuple(x.shape)}'
-    x, _ = frames(x, x)
-    return 2 * x.float().reshape(-1, *x.shape[-3:]).permute(0, 3, 1, 2) - 1
 
 
 def resize(x, side):
@@ -249,13 +257,14 @@ def resize(x, side):
 
 def in_parts(f, pixels, *sets):
     """
-    f over the rows of the sets, of `pixels` each, a few at a time: memory stays bounded. No gradients, and
-    float32 even inside autocast or where TF32 is on.
+    f over the rows of the sets, (..., H, W, 3) in [0, 1] of `pixels` each, a few at a time, because memory is
+    finite: f gets them as these networks want them, (..., 3, H, W) in [-1, 1]. No gradients, and float32 even
+    inside autocast or where TF32 is on.
     """
     parts = zip(*(x.split(max(1, AT_ONCE // pixels)) for x in sets))
     with (torch.no_grad(), torch.autocast(sets[0].device.type, enabled=False),
           torch.backends.cudnn.flags(enabled=True, allow_tf32=False)):
-        return torch.cat([f(*part) for part in parts])
+        return torch.cat([f(*(2 * x.float().movedim(-1, -3) - 1 for x in part)) for part in parts])
 
 
 class Lpips(nn.Module):

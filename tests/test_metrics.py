@@ -245,3 +245,21 @@ def test_wilson():
     assert abs(low - 0.3187) < 1e-4 and abs(high - 0.5080) < 1e-4
     assert wilson(0, 50)[0] == 0 and 0.07 < wilson(0, 50)[1] < 0.072
     assert wilson(50, 50) == pytest.approx((1 - wilson(0, 50)[1], 1))
+
+
+def test_draws_without_a_number_are_left_out():
+    """Of two episodes one has nothing to score: a quarter of the draws is nan, and the interval is not."""
+    values = np.array([[1.0, 1], [0, 0]])                    # sum, count
+
+    def mean(rows):
+        total, count = rows.sum(0)
+        return total / count if count else np.nan
+    assert bootstrap(values, [0, 1], mean) == (1, 1)
+    assert np.isnan(bootstrap(0 * values, [0, 1], mean)).all()
+
+
+def test_inputs_that_are_none():
+    with pytest.raises(AssertionError, match='not an empty one'):
+        psnr(torch.zeros(0, 12, 12, 3), torch.zeros(0, 12, 12, 3))
+    with pytest.raises(AssertionError, match='want some trials'):
+        wilson(0, 0)

@@ -154,17 +154,18 @@ def test_lpips_per_frame(real, monkeypatch):
 
 def test_full_precision_and_no_gradients_inside():
     """Also where a training has switched TF32 on and computes in bfloat16; and it finds all as it was."""
-    flag, x = torch.backends.cudnn, torch.ones(3, 1)
+    flag, x = torch.backends.cudnn, torch.ones(3, 1, 1, 3)
 
     def look(part):
         assert not flag.allow_tf32 and flag.enabled and not torch.is_grad_enabled()
-        return part @ part.T
+        assert part.shape == (3, 3, 1, 1) and (part == 1).all()      # white
+        return part.flatten(1) @ part.flatten(1).T
     before = flag.allow_tf32
     try:
         flag.allow_tf32 = True
         with torch.autocast('cpu', dtype=torch.bfloat16):
             assert metrics.in_parts(look, 1, x).dtype == torch.float32
-            assert (x @ x.T).dtype == torch.bfloat16
+            assert (x.flatten(1) @ x.flatten(1).T).dtype == torch.bfloat16
         assert flag.allow_tf32 and torch.is_grad_enabled()
     finally:
         flag.allow_tf32 = before
@@ -469,3 +470,22 @@ def test_damaged_cache(real):
     assert 'lacks features.3.bias' in said
     save_file(lacking | {'features.3.bias': torch.zeros(7)}, path)
     assert 'features.3.bias is [7], the model has [192]' in one_line(metrics.network, 'alex', 'cpu')
+
+
+def test_kid_in_blocks():
+    """More rows than one block has: the sum over all pairs, by hand."""
+    pred, true = np.random.default_rng(0).normal(size=(2, 2300, 3))
+    true = true[:1500] + 0.1
+
+    def kernel(x, y): return (x @ y.T / 3 + 1) ** 3
+    xx, yy = kernel(pred, pred), kernel(true, true)
+    by_hand = (xx.sum() - xx.trace()) / (2300 * 2299) + (yy.sum() - yy.trace()) / (1500 * 1499)
+    by_hand -= 2 * kernel(pred, true).mean()
+    assert metrics.kid(pred, true) == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_grey_frames_are_refused_before_anything_is_fetched(monkeypatch):
+    def network(*_): raise AssertionError('asked for weights')
+    monkeypatch.setattr(metrics, 'network', network)
+    with pytest.raises(AssertionError, match=r'want frames \(..., H, W, 3\)'):
+        metrics.lpips(torch.zeros(2, 64, 64, 1), torch.zeros(2, 64, 64, 1), 'vgg')

@@ -17,7 +17,7 @@ BUDGET = {              # lines, comments and blanks included
     'remdm.py': 650, 'arx5_gpt.py': 480, 'act.py': 430,
     'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
     'cem.py': 160, 'vision.py': 180, 'arx5_export.py': 180,
-    'metrics.py': 500,          # five networks beside the scores that look through them
+    'metrics.py': 510,          # five networks beside the scores that look through them
     'vae.py': 435,              # two nets, encoder and decoder each, and five layouts of their files
     'imf_policy.py': 560,  # kept, mended, left out of two papers: a line each; three objectives, 525 before
     'train.py': 635,  # every key has its range, every stop its way to end; refresh; 420 before unpacking
