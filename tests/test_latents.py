@@ -6,6 +6,7 @@ import filecmp
 import json
 import os
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -60,9 +61,29 @@ def folder(codec_file, tmp_path_factory):
     return out
 
 
+@contextmanager
+def stopped_at(number, monkeypatch):
+    """Whoever makes episode `number` in here is interrupted."""
+    real = latents.shaped
+
+    def shaped(i, **kw):
+        if i == number:
+            raise KeyboardInterrupt
+        return real(i, **kw)
+    with monkeypatch.context() as m, pytest.raises(SystemExit, match='stopped'):
+        m.setattr(latents, 'shaped', shaped)
+        yield
+
+
 def arrays(folder, split):
     return {name.removesuffix('.npy'): np.load(f'{folder}/{split}/{name}')
             for name in os.listdir(f'{folder}/{split}')}
+
+
+def same_bytes(folder, out):
+    for split in ('train', 'val'):
+        for name in os.listdir(f'{folder}/{split}'):
+            assert filecmp.cmp(f'{folder}/{split}/{name}', f'{out}/{split}/{name}', shallow=False), name
 
 
 # ---- written ----
@@ -94,33 +115,18 @@ def test_the_bytes_are_the_same(folder, codec_file, tmp_path, monkeypatch, break
     """Whether two workers make them or one that is stopped in between and goes on."""
     out = str(tmp_path / 'walk_small')
     if break_at:
-        def stopped(i, **kw):
-            if i == break_at:
-                raise KeyboardInterrupt
-            return real(i, **kw)
-        real = latents.shaped
-        with monkeypatch.context() as m:
-            m.setattr(latents, 'shaped', stopped)
-            with pytest.raises(SystemExit, match='stopped'):
-                make(out, codec_file)
+        with stopped_at(break_at, monkeypatch):
+            make(out, codec_file)
     make(out, codec_file, workers=1 if break_at else 2)
-    for split in ('train', 'val'):
-        for name in os.listdir(f'{folder}/{split}'):
-            assert filecmp.cmp(f'{folder}/{split}/{name}', f'{out}/{split}/{name}', shallow=False), name
+    same_bytes(folder, out)
 
 
 def test_shards_of_another_codec_are_not_used(codec_file, tmp_path, monkeypatch):
     """Stopped, then other weights under the same name: nothing that the first ones encoded is mixed in."""
     torch.manual_seed(1)
-    file, out, real = tmp_path / 'codec.safetensors', str(tmp_path / 'walk_small'), latents.shaped
+    file, out = tmp_path / 'codec.safetensors', str(tmp_path / 'walk_small')
     save_file(vae.load(codec_file).state_dict(), file)
-
-    def stopped(i, **kw):
-        if i == 12:
-            raise KeyboardInterrupt
-        return real(i, **kw)
-    with monkeypatch.context() as m, pytest.raises(SystemExit, match='stopped'):
-        m.setattr(latents, 'shaped', stopped)
+    with stopped_at(12, monkeypatch):
         make(out, str(file))
     other = vae.AutoencoderTiny(width=8)
     save_file(other.state_dict(), file)
@@ -185,19 +191,11 @@ def test_pictures_that_are_none(tmp_path, codec_file):
 @pytest.mark.parametrize('first', [dict(val='0.5'), dict(size=24)])
 def test_a_stopped_run_with_other_flags_is_not_gone_on_with(folder, codec_file, tmp_path, monkeypatch, first):
     """The shards of the first hold other pictures."""
-    out, real = str(tmp_path / 'walk_small'), latents.shaped
-
-    def stopped(i, **kw):
-        if i == 12:
-            raise KeyboardInterrupt
-        return real(i, **kw)
-    with monkeypatch.context() as m, pytest.raises(SystemExit, match='stopped'):
-        m.setattr(latents, 'shaped', stopped)
+    out = str(tmp_path / 'walk_small')
+    with stopped_at(12, monkeypatch):
         make(out, codec_file, **first)
     make(out, codec_file)
-    for split in ('train', 'val'):
-        for name in os.listdir(f'{folder}/{split}'):
-            assert filecmp.cmp(f'{folder}/{split}/{name}', f'{out}/{split}/{name}', shallow=False), name
+    same_bytes(folder, out)
 
 
 def test_without_pictures(tmp_path, codec_file):
