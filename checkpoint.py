@@ -316,7 +316,7 @@ def read_lerobot(src, kind, fixed, modes):
     weights |= {key: torch.stack(x) if key.startswith('image_') else x[0] for key, x in rows.items()}
     facts = {f'{ours}_dim': features[key]['shape'][0] for key, ours in FEATURES.items() if key in features}
     if cameras:
-        names = tuple(key.rpartition('.')[2] for key in cameras)
+        names = tuple(re.sub(r'observation\.(images\.)?', '', key) for key in cameras)
         facts |= {'cameras': names} | dict(zip(('height', 'width'), features[cameras[0]]['shape'][1:]))
     return config, weights, facts | {'obs': 'image' if cameras else 'keypoints'}
 
