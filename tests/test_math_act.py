@@ -152,6 +152,23 @@ def test_layers_are_those_of_torch():
     assert (ours(x, none, memory, none) - theirs(x, memory)).abs().max() < 1e-5
 
 
+def test_positions_in_the_decoder():
+    """The first of one layer cannot tell, its values are zeros: so here by hand, with torch's attention."""
+    cfg = tiny()
+    torch.manual_seed(0)
+    layer = A.DecoderLayer(cfg)
+
+    def theirs(ours, query, key, value):
+        attention = nn.MultiheadAttention(cfg.dim_model, cfg.n_heads, batch_first=True)
+        attention.load_state_dict(ours.state_dict())
+        return attention(query, key, value)[0]
+    x, memory, q, places = (torch.randn(2, n, 32) for n in (4, 6, 4, 6))
+    y = layer.norm1(x + theirs(layer.self_attn, x + q, x + q, x))
+    y = layer.norm2(y + theirs(layer.multihead_attn, y + q, memory + places, memory))
+    want = layer.norm3(y + layer.linear2(layer.linear1(y).relu()))
+    assert (layer(x, q, memory, places) - want).abs().max() < 1e-5
+
+
 def test_positions_reach_queries_and_keys_only():
     """With equal values a softmax over any positions returns them: the attention cannot tell."""
     layer = A.EncoderLayer(tiny())

@@ -167,12 +167,13 @@ def test_what_is_not_in_the_map_is_not_normalised(tmp_path):
     assert not loaded.image_mean.any() and (loaded.image_std == 1).all()
 
 
-def test_options(tmp_path):
-    """A folder above it will do; over wins; a coefficient switches the ensemble on."""
+@pytest.mark.parametrize('coeff', (0.02, 0.0))
+def test_options(tmp_path, coeff):
+    """A folder above it will do; over wins; a coefficient switches the ensemble on, that of 0 too."""
     publish(tmp_path / 'run' / 'checkpoints' / 'last' / 'pretrained_model', source(), n_action_steps=1,
-            temporal_ensemble_coeff=0.02)
+            temporal_ensemble_coeff=coeff)
     loaded = A.Model.from_pretrained(str(tmp_path / 'run'))
-    assert loaded.cfg.temporal_ensemble and loaded.cfg.temporal_ensemble_coeff == 0.02
+    assert loaded.cfg.temporal_ensemble and loaded.cfg.temporal_ensemble_coeff == coeff
     last = tmp_path / 'run' / 'checkpoints' / 'last'
     loaded = A.Model.from_pretrained(str(last), temporal_ensemble=False, n_action_steps=3, dropout=0.2)
     assert loaded.cfg.n_action_steps == 3 and loaded.encoder.layers[0].drop.p == 0.2
