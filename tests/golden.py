@@ -1,5 +1,5 @@
 """
-Check nanowm.py and remdm.py against golden files: outputs of the authors' code, small, with random weights.
+Check our models against golden files: outputs of the authors' code, small, with random weights.
 
     python tests/golden.py FILE...        prints the largest error of every output, exits 1 beyond tolerance
 
@@ -14,21 +14,31 @@ inputs local, global_, zt (masked plan), t_discrete, x0, t; outputs `logits`, `g
 depth; a file without global_* parameters is a model that sees no map. iw1 is looser: the original takes
 alpha' as a difference in float32, we take it analytically.
 
+A file of LeRobot's policies (act) names its policy and its sizes in the metadata; its weights are not stored:
+they follow from their names and SEED, and <file>.keys.json beside it lists these. `in.*` are inputs, already
+normalised, and draws; every `mid.*` and `out.*` is recomputed.
+
 Tolerances are relative to the output: tol * max(1, max|reference|).
 """
+import json
 import os
+import re
 import sys
-from dataclasses import replace
+import zlib
+from dataclasses import fields, replace
 
 import torch
 from safetensors import safe_open
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import act
 import nanowm
 import remdm
 
 TOLERANCE = {'forward': 2e-5, 'loss': 1e-5, 'mse': 1e-5, 'sample': 1e-4,
-             'logits': 1e-5, 'goal_pred': 1e-5, 'aux_loss': 1e-5, 'iw1': 2e-3, 'greedy': 0}
+             'logits': 1e-5, 'goal_pred': 1e-5, 'aux_loss': 1e-5, 'iw1': 2e-3, 'greedy': 0,
+             'mid': 5e-5, 'out': 5e-5}
+STATISTICS = re.compile(r'\w+_(mean|std|min|max)')    # buffers of ours; LeRobot keeps them elsewhere
 OURS = {'epsilon': 'eps', 'squaredcos_cap_v2': 'cosine'}            # their words -> ours
 
 
@@ -37,6 +47,8 @@ def load(path):
     with safe_open(path, 'pt') as f:
         meta = f.metadata()
         tensors = {key: f.get_tensor(key) for key in f.keys()}
+    if meta.get('policy') == 'act':
+        return *lerobot_act(tensors, meta, path), meta
     if 'x0' in tensors:
         return *planner(tensors, meta, path), meta
     _, _, channels, height, width = tensors['x'].shape
@@ -95,9 +107,108 @@ def planner_outputs(model, g):
     return out
 
 
+def formula_weights(keys, seed):
+    """
+    {key: [shape, dtype, 'formula' or 'fixed', ...]} -> {key: tensor}, of those with a formula: Gaussians that
+    are seeded by the key, of a spread that suits its kind.
+    """
+    weights = {}
+    for key, (shape, _, how, *_) in keys.items():
+        if how != 'formula':
+            continue
+        generator = torch.Generator().manual_seed(zlib.crc32(key.encode()) ^ seed)
+        r, kind = torch.randn(tuple(shape), generator=generator), key.rpartition('.')[2]
+        if kind == 'running_var':
+            r = 1 + 0.1 * r.abs()
+        elif r.ndim > 1:
+            r = r * (r.numel() / r.shape[0]) ** -0.5
+        elif kind == 'weight':
+            r = 1 + 0.1 * r
+        else:
+            r = 0.1 * r
+        weights[key] = r
+    return weights
+
+
+def lerobot_weights(model, path, seed, prefix):
+    """Fill a model by the formula; keys and shapes must be those of the list beside the file."""
+    with open(str(path).replace('.safetensors', '.keys.json')) as f:
+        keys = json.load(f)
+    weights = formula_weights(keys, seed)
+    own = model.state_dict()
+    ours = {prefix + key: list(x.shape) for key, x in own.items() if not STATISTICS.fullmatch(key)}
+    assert ours == {key: entry[0] for key, entry in keys.items()}, f'{path}: other keys or shapes than ours'
+    model.load_state_dict(own | {key.removeprefix(prefix): x for key, x in weights.items()})
+
+
+def lerobot_act(tensors, meta, path):
+    """-> act.Model with the file's weights and no normalisation, {name: tensor} of the file."""
+    said = json.loads(meta['config'])
+    cameras, known = said.get('cams') or {}, {f.name for f in fields(act.Config)}
+    height, width = next(iter(cameras.values()), (32, 32))
+    coeff = re.search(r'coefficient (-?[\d.e-]*\d)', meta['notes'])
+    cfg = act.Config(
+        **{key: value for key, value in said.items() if key in known}, dropout=0.0, n_action_steps=1,
+        cameras=tuple(cameras), height=height, width=width, obs='image' if cameras else 'keypoints',
+        temporal_ensemble_coeff=float(coeff[1]) if coeff else 0.0)
+    model = act.Model(cfg).eval()
+    lerobot_weights(model, path, int(meta['SEED']), 'model.')
+    if cameras:
+        model.image_mean.zero_()
+        model.image_std.fill_(1.0)
+    return model, tensors
+
+
+@torch.no_grad()
+def act_outputs(model, g):
+    """Recompute every output of a golden file of ACT. -> {name: tensor}"""
+    batch = {'state': g['in.state'][:, None], 'action': g['in.action'], 'mask': ~g['in.action_is_pad'],
+             'noise': g['in.latent_eps']}
+    for name in model.cfg.cameras:
+        batch[f'image.{name}'] = g[f'in.image.{name}'][:, None]
+    if 'in.env_state' in g:
+        batch['env_state'] = g['in.env_state'][:, None]
+    out, seen, cfg = {}, {}, model.cfg
+
+    def watch(name):
+        return lambda module, inputs, output: seen.setdefault(name, []).append(output)
+    parts = 'backbone', 'encoder', 'decoder', 'encoder_latent_input_proj', 'vae_encoder_latent_output_proj'
+    hooks = [getattr(model, name).register_forward_hook(watch(name)) for name in parts
+             if hasattr(model, name)]
+    hooks.append(model.action_head.register_forward_hook(watch('action_head')))
+    losses = model.train()(batch)
+    model.cfg = replace(cfg, padding='zeros')
+    older = model(batch)['l1']
+    model.eval().cfg = cfg
+    model.act(batch)
+    for hook in hooks:
+        hook.remove()
+    for name, value in zip(cfg.cameras, seen.get('backbone', [])):
+        out[f'mid.backbone_feature.{name}'] = value
+    for part in 'encoder', 'decoder':
+        out[f'mid.train.{part}_out'], out[f'mid.eval.{part}_out'] = seen[part][0], seen[part][-1]
+    out['mid.train.vae_mu'], out['mid.train.vae_log_sigma_x2'] = \
+        seen['vae_encoder_latent_output_proj'][0].chunk(2, -1)
+    out['mid.train.latent_token'] = seen['encoder_latent_input_proj'][0]
+    out['out.train.actions_hat'], out['out.eval.actions'] = seen['action_head'][0], seen['action_head'][-1]
+    out |= {'out.train.loss': losses['loss'], 'out.train.l1_loss': losses['l1'],
+            'out.train.kld_loss': losses['kl'], 'out.train.l1_loss_le_0_5_derived': older}
+    past, actions = None, []
+    for chunk in g['in.ensemble.chunks']:
+        action, past = act.ensemble(past, chunk, cfg.temporal_ensemble_coeff)
+        actions.append(action)
+    out['out.ensemble.actions'] = torch.stack(actions)
+    return out
+
+
 @torch.no_grad()
 def outputs(model, g):
     """Recompute every output of a golden file. -> {name: tensor}"""
+    if isinstance(model, act.Model):
+        out = act_outputs(model, g)
+        wanted = {name for name in g if name.startswith(('mid.', 'out.'))}
+        assert wanted <= out.keys(), f'not recomputed: {wanted - out.keys()}'
+        return {name: out[name] for name in sorted(wanted)}
     if isinstance(model, remdm.Model):
         return planner_outputs(model, g)
     cfg, x, t, action, given = model.cfg, g['x'], g['t'], g['action'], model.cfg.n_context
