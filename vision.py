@@ -5,11 +5,20 @@ arXiv 1509.06113), crops.
     images (N, 3, H, W) in [-1, 1]  ->  ResNet18  (N, 512, H/32, W/32)  ->  SpatialSoftmax  (N, 32, 2)
 
 GroupNorm stands where BatchNorm stood: averaged weights (EMA) and statistics of batches do not go together
-(Diffusion Policy, arXiv 2303.04137).
+(Diffusion Policy, arXiv 2303.04137). `Backbone` is the same network with torchvision's names and a norm of
+one's choice, so that ImageNet's weights (`imagenet`) and those of LeRobot's policies fit.
 """
+import os
+import sys
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+import checkpoint
+
+IMAGENET = 'ResNet18_Weights.IMAGENET1K_V1'              # torchvision's word for this file
+URL = 'https://download.pytorch.org/models/resnet18-f37072fd.pth'
 
 
 def norm(channels):
@@ -54,6 +63,81 @@ class ResNet18(nn.Module):
         return self.layers(F.max_pool2d(x, 3, 2, 1))
 
 
+class FrozenNorm(nn.Module):
+    """BatchNorm that never learns: statistics, scale and shift are buffers; as built, the identity."""
+
+    def __init__(self, channels):
+        super().__init__()
+        for name, value in ('weight', 1.0), ('bias', 0.0), ('running_mean', 0.0), ('running_var', 1.0):
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def forward(self, x):
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale[:, None, None] + shift[:, None, None]
+
+
+class BackboneBlock(nn.Module):
+    """BasicBlock with torchvision's names."""
+
+    def __init__(self, channels, out, stride, norm):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False), norm(out)
+        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), norm(out)
+        self.downsample = None
+        if stride > 1 or channels != out:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), norm(out))
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class Backbone(nn.Module):
+    """
+    ResNet18 with torchvision's names; norm(channels) makes what follows each convolution: FrozenNorm,
+    nn.BatchNorm2d or `norm`. Its children in their order are the whole network, for an nn.Sequential.
+    """
+
+    def __init__(self, norm=FrozenNorm):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), norm(64)
+        self.relu, self.maxpool = nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        channels = 64
+        for i, out in enumerate((64, 128, 256, 512), 1):
+            first = BackboneBlock(channels, out, 1 if i == 1 else 2, norm)
+            self.add_module(f'layer{i}', nn.Sequential(first, BackboneBlock(out, out, 1, norm)))
+            channels = out
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+
+    def forward(self, x):
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+def imagenet(backbone, src):
+    """
+    Fill a Backbone with weights that torchvision trained on ImageNet. src: a file in its layout, .pth or
+    .safetensors, or IMAGENET, which is fetched once, its sha256 compared with the digits of its name.
+    """
+    own, path = backbone.state_dict(), src
+    if 'bn1.running_mean' not in own:
+        raise ValueError(f'pretrained_backbone_weights = {src}: they go with BatchNorm, not with GroupNorm')
+    if src == IMAGENET:
+        path, digits = checkpoint.fetch(URL), URL.rpartition('-')[2].removesuffix('.pth')
+        if not checkpoint.sha256(path).startswith(digits):
+            sys.exit(f'{path} is not {URL}: its sha256 does not begin with {digits}; delete it, run again')
+    weights = checkpoint.read(*os.path.split(path), advice=f'give a file of ResNet-18, or {IMAGENET}')
+    # the classifier is of no use here, and only some norms count their batches
+    idle = [key for key in weights if key.startswith('fc.') or key.endswith('.num_batches_tracked')]
+    weights = {key: x for key, x in weights.items() if key not in idle}
+    checkpoint.fill(backbone, weights, path, may_lack=[k for k in own if k.endswith('.num_batches_tracked')])
+
+
 class SpatialSoftmax(nn.Module):
     """(N, C, H, W) -> (N, points, 2): where each of some maps is large, x and y in [-1, 1]."""
 
@@ -69,16 +153,33 @@ class SpatialSoftmax(nn.Module):
         return torch.stack([(p.sum(2) * across).sum(-1), (p.sum(3) * down).sum(-1)], -1)
 
 
+class GridSoftmax(nn.Module):
+    """SpatialSoftmax by LeRobot's names, its places in a buffer: for maps of one size, H x W."""
+
+    def __init__(self, channels, points, H, W):
+        super().__init__()
+        self.nets = nn.Conv2d(channels, points, 1)
+        across, down = torch.linspace(-1, 1, W), torch.linspace(-1, 1, H)
+        grid = torch.stack([across.expand(H, W), down[:, None].expand(H, W)], -1)
+        self.register_buffer('pos_grid', grid.reshape(H * W, 2))
+
+    def forward(self, x):
+        return self.nets(x).flatten(2).softmax(-1) @ self.pos_grid   # (N, points, 2)
+
+
 def crop(images, size, random):
-    """(N, C, H, W) -> (N, C, size, size): from the middle, or each somewhere else."""
+    """(N, C, H, W) -> (N, C, h, w): from the middle, or each somewhere else. size: h = w, or (h, w)."""
     N, C, H, W = images.shape
-    if H < size or W < size:
+    h, w = (size, size) if isinstance(size, int) else size
+    if H < h or W < w:
         raise ValueError(f'crop = {size}: the pictures are {H} x {W}; choose a smaller one')
     if not random:
-        y, x = (H - size) // 2, (W - size) // 2
-        return images[:, :, y:y + size, x:x + size]
-    y, x = (torch.randint(0, n - size + 1, (N, 1), device=images.device) for n in (H, W))
-    rows, columns = (start + torch.arange(size, device=images.device) for start in (y, x))     # (N, size)
+        y, x = round((H - h) / 2), round((W - w) / 2)    # as torchvision rounds
+        return images[:, :, y:y + h, x:x + w]
+    y = torch.randint(0, H - h + 1, (N, 1), device=images.device)
+    x = torch.randint(0, W - w + 1, (N, 1), device=images.device)
+    rows = y + torch.arange(h, device=images.device)                 # (N, h)
+    columns = x + torch.arange(w, device=images.device)              # (N, w)
     n, c = (torch.arange(k, device=images.device) for k in (N, C))
     return images[n[:, None, None, None], c[None, :, None, None], rows[:, None, :, None],
                   columns[:, None, None, :]]

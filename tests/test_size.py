@@ -15,8 +15,8 @@ BUDGET = {              # lines, comments and blanks included
     'nanowm_published.py': 305,  # two layouts, a reader of their settings, a line for all that may be wrong
     'muon.py': 75,
     'remdm.py': 650, 'arx5_gpt.py': 480, 'act.py': 430,
-    'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
-    'cem.py': 160, 'vision.py': 180, 'arx5_export.py': 180,
+    'diffusion_policy.py': 520, 'pi0.py': 680, 'smolvla.py': 600,
+    'cem.py': 160, 'vision.py': 190, 'arx5_export.py': 180,
     'metrics.py': 510,          # five networks beside the scores that look through them
     'vae.py': 435,              # two nets, encoder and decoder each, and five layouts of their files
     'imf_policy.py': 560,  # kept, mended, left out of two papers: a line each; three objectives, 525 before
