@@ -34,6 +34,9 @@ from tqdm import tqdm
 import contract
 
 STEP = re.compile(r'step_\d+')  # a backup called step_0000003_old is not ours to prune
+FEATURES = {                                             # LeRobot's names; all others are cameras
+    'observation.state': 'state', 'observation.environment_state': 'env_state', 'action': 'action'}
+NEUTRAL = {'mean': 0.0, 'std': 1.0, 'min': -1.0, 'max': 1.0}        # statistics that change nothing
 HUB = 'https://huggingface.co'  # or what $NANOWORLD_HUB says
 
 
@@ -167,7 +170,7 @@ def read(folder, file, advice='take another checkpoint of this run'):
         if file.endswith('.json'):
             with open(path) as f:
                 content = json.load(f)
-        elif file.endswith(('.pt', '.ckpt')):
+        elif file.endswith(('.pt', '.pth', '.ckpt')):
             content = torch.load(path, map_location='cpu', weights_only=True)
         else:
             content = load_file(path)
@@ -193,6 +196,7 @@ def load(path, ema=True, which='latest', device='cpu', **over):
     """
     The whole loader: build the model that meta.json describes, fill it. -> (model in eval mode, meta)
     over: fields of its Config to replace, of those that only sampling reads (SAMPLING of the model file).
+    Those that say which weights a training starts from (INITIAL) are emptied: the checkpoint has its own.
     """
     folder = find(path, which)
     meta = read_meta(folder)
@@ -201,6 +205,7 @@ def load(path, ema=True, which='latest', device='cpu', **over):
         print(f'note: {meta["model"]}.py has changed since {folder} was saved', file=sys.stderr)
     foreign = over.keys() - set(contract.sampling(M))
     assert not foreign, f'{foreign}: only {contract.sampling(M)} can change after the training'
+    over |= dict.fromkeys(getattr(M, 'INITIAL', ()), '')
     try:
         cfg = M.Config(**plain_config(meta['model_config'], M) | over)
     except TypeError as error:                                       # a Config field that came or went since
@@ -263,6 +268,81 @@ def start_from(model, M, src, keep):
         there = M.Model.from_pretrained(src, **({'stats': None} if asks else {}))
         source, weights = src, there.state_dict()
     fill(model, {key: value for key, value in weights.items() if key not in keep}, source, may_lack=keep)
+
+
+# ---- policy folders of LeRobot ----
+
+def read_lerobot(src, kind, fixed, modes):
+    """
+    What LeRobot saved of a policy -> its config.json, {key of state_dict: tensor}, {fact of the data: value}.
+    Keys lose their first word. Of each feature the weights get buffers with our names: state_mean, ..., and
+    image_mean (cameras, 3). The facts are obs, cameras, height, width, state_dim, ...
+
+    src: a folder with config.json, or one above its pretrained_model. kind: the policy's type. fixed {field:
+    value}: what the caller knows nothing else of. modes {STATE: MEAN_STD or MIN_MAX, ...}: how it normalises;
+    a feature that is not normalised gets statistics that change nothing. LeRobot keeps them beside the
+    weights (from 0.4 on), or among them. Exits with one line that names the file, or the field.
+    """
+    inner = [os.path.join(src, part, 'pretrained_model') for part in ('', 'checkpoints/last')]
+    folder = next((path for path in inner if os.path.isdir(path)), src)
+    advice = 'want a policy folder of LeRobot: config.json, model.safetensors'
+    config, here = read(folder, 'config.json', advice), f'{folder}/config.json'
+    if config.get('type') != kind:
+        sys.exit(f'{here}: type = {config.get("type")!r}, want {kind!r}')
+    for field, value in fixed.items():                   # what an older LeRobot did not know, it did not do
+        if config.get(field, value) != value:
+            sys.exit(f'{here}: {field} = {config[field]!r}: only {value!r} is possible here')
+    features = (config.get('input_features') or {}) | (config.get('output_features') or {})
+    cameras = [key for key in features if key not in FEATURES]
+    seen = bool(cameras) + ('observation.environment_state' in features)
+    if seen != 1 or not {'observation.state', 'action'} <= features.keys():
+        sys.exit(f'{here}: input_features, output_features = {", ".join(features) or "none"}; want action, '
+                 'observation.state, and cameras or observation.environment_state')
+    weights = read(folder, 'model.safetensors', advice)
+    theirs, found = lerobot_statistics(folder, weights, features)
+    theirs, rows = theirs or config.get('normalization_mapping') or {}, {}
+    for key, feature in features.items():
+        type_, size = feature['type'], feature['shape'][0]
+        mode = theirs.get(type_, 'IDENTITY')
+        if type_ not in modes or mode not in (modes[type_], 'IDENTITY'):
+            sys.exit(f'{here}: normalization_mapping, {key} is {type_}, {mode}; possible here: {modes}')
+        for name in modes[type_].lower().split('_'):
+            x = torch.full((size,), NEUTRAL[name]) if mode == 'IDENTITY' else found[key].get(name)
+            if x is None or x.numel() != size:
+                sys.exit(f'{folder} has no {name} of {key}, beside the weights or among them: without '
+                         'statistics its numbers mean nothing; take the whole folder')
+            rows.setdefault(f'{FEATURES.get(key, "image")}_{name}', []).append(x.flatten())
+    weights = {key.partition('.')[2]: x for key, x in weights.items()}
+    weights |= {key: torch.stack(x) if key.startswith('image_') else x[0] for key, x in rows.items()}
+    facts = {f'{ours}_dim': features[key]['shape'][0] for key, ours in FEATURES.items() if key in features}
+    if cameras:
+        names = tuple(re.sub(r'observation\.(images\.)?', '', key) for key in cameras)
+        facts |= {'cameras': names} | dict(zip(('height', 'width'), features[cameras[0]]['shape'][1:]))
+    return config, weights, facts | {'obs': 'image' if cameras else 'keypoints'}
+
+
+def lerobot_statistics(folder, weights, features):
+    """
+    -> {type of feature: mode} or {}, {feature: {name: tensor}}; those of old files are taken out of weights.
+    """
+    modes, found = {}, {key: {} for key in features}
+    for pipeline, kind in ('pre', 'normalizer'), ('post', 'unnormalizer'):
+        file = f'policy_{pipeline}processor.json'
+        steps_ = read(folder, file).get('steps', []) if os.path.exists(os.path.join(folder, file)) else []
+        for step in steps_:
+            if step.get('registry_name') == f'{kind}_processor' and 'state_file' in step:
+                modes |= step['config'].get('norm_map', {})
+                for key, x in read(folder, step['state_file']).items():
+                    feature, _, name = key.rpartition('.')
+                    found.setdefault(feature, {})[name] = x
+    # older names have underscores where features have dots, so we look for those that are known
+    buffers = {'buffer_' + key.replace('.', '_'): key for key in features}
+    for key in [key for key in weights if '.buffer_' in key]:
+        _, buffer, name = key.split('.')
+        x = weights.pop(key)
+        if buffer in buffers:
+            found[buffers[buffer]][name] = x
+    return modes, found
 
 
 def named_parameters(model, optimizer):

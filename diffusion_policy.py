@@ -17,9 +17,8 @@ leading `diffusion.`), its defaults up to version 0.5. x is a chunk of actions, 
 Shapes: B chunks, T = horizon actions, A = action_dim, n = n_obs_steps. state (B, n, S), image.<camera>
 (B, n, 3, H, W) uint8, env_state (B, n, E). The first of the T actions is that of the first observation;
 n_action_steps are carried out, from that of the last observation on. Read first `ResidualBlock` and
-`UNet.forward`, then `Model.forward` and `Model.sample`. With one camera of 96 px and PushT's two numbers of
-state and action it has 262,709,026 parameters. To reach from pictures of PushT: 63.8 % success, and at best
-0.959 of the mark covered, mean over episodes; published by LeRobot.
+`UNet.forward`, then `Model.forward` and `Model.sample`. With PushT's camera, state and action it has
+262,709,026 parameters. To reach from its pictures: 63.8 % success, published by LeRobot.
 
 Kept of LeRobot, though one may ask why:
     - the scale of FiLM is the layer's output, not 1 + it;
@@ -32,12 +31,14 @@ Otherwise than LeRobot:
 BatchNorm (use_group_norm = False) keeps statistics of the raw weights, also beside averaged ones (EMA).
 """
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import checkpoint
 import vision
 
 EVAL = ('env',)               # protocols that understand this model; the first is the default
@@ -45,7 +46,6 @@ PAD = True                    # windows reach beyond the ends of an episode, who
 SAMPLING = ('n_action_steps', 'noise_scheduler_type', 'num_inference_steps', 'clip_sample',
             'clip_sample_range')
 INITIAL = ('pretrained_backbone_weights',)               # where a training starts; a checkpoint needs it not
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of its pictures: red, green, blue
 
 
 @dataclass
@@ -56,8 +56,8 @@ class Config:
     vision_backbone: str = 'resnet18'        # resnet18
     pretrained_backbone_weights: str = ''    # '' | file of ResNet-18 | ResNet18_Weights.IMAGENET1K_V1
     resize_shape: tuple = ()      # px, (height, width); (): as the pictures are
-    crop_ratio: float = 1.0       # with resize_shape: share of its sides that is left, 1: all
-    crop_shape: tuple = ()        # px, (height, width); (): no crop
+    crop_ratio: float = 1.0       # of resize_shape, share of the sides that is left; without it no effect
+    crop_shape: tuple = ()        # px, (height, width), (): no crop; with resize_shape no effect
     crop_is_random: bool = True   # in training; else from the middle
     use_group_norm: bool = True   # else BatchNorm
     spatial_softmax_num_keypoints: int = 32  # that the encoder of a picture points to
@@ -137,9 +137,8 @@ def check_network(cfg):
                          f'{cfg.n_groups}, the first one of 8 too')
     if cfg.kernel_size % 2 == 0:
         raise ValueError(f'kernel_size = {cfg.kernel_size}: must be odd, or a chunk would change its length')
-    width = cfg.diffusion_step_embed_dim
-    if width < 4 or width % 2:
-        raise ValueError(f'diffusion_step_embed_dim = {width}: must be even, and 4 or more')
+    if cfg.diffusion_step_embed_dim % 2 or cfg.diffusion_step_embed_dim < 4:
+        raise ValueError(f'diffusion_step_embed_dim = {cfg.diffusion_step_embed_dim}: want 4, 6, ...')
     if cfg.horizon % 2 ** stages:
         raise ValueError(f'horizon = {cfg.horizon}: must be a multiple of 2^stages = {2 ** stages}, a stage '
                          f'for each of down_dims = {cfg.down_dims}')
@@ -155,12 +154,6 @@ def check_pictures(cfg):
         shape = getattr(cfg, key)
         if shape and (len(shape) != 2 or min(shape) < 1):
             raise ValueError(f'{key} = {shape}: want (height, width) in px, or ()')
-    if cfg.crop_ratio < 1 and not cfg.resize_shape:
-        raise ValueError(f'crop_ratio = {cfg.crop_ratio}: crops only what resize_shape has resized; set '
-                         'crop_shape instead')
-    if cfg.pretrained_backbone_weights and cfg.use_group_norm:
-        raise ValueError(f'pretrained_backbone_weights = {cfg.pretrained_backbone_weights!r}: they belong to '
-                         'BatchNorm; set use_group_norm = False')
     resized, cropped = views(cfg)
     if cropped[0] > resized[0] or cropped[1] > resized[1]:
         raise ValueError(f'crop_shape = {cropped}: larger than the pictures, {resized[0]} x {resized[1]}')
@@ -168,11 +161,10 @@ def check_pictures(cfg):
 
 def views(cfg):
     """(height, width) of a picture after resizing, and after the crop: what the encoder sees."""
-    if not cfg.resize_shape:
-        size = cfg.height, cfg.width
-        return size, tuple(cfg.crop_shape) or size
-    size = tuple(cfg.resize_shape)                       # of the two crops LeRobot takes the ratio here
-    return size, tuple(int(n * cfg.crop_ratio) for n in size)
+    size = tuple(cfg.resize_shape) or (cfg.height, cfg.width)
+    if cfg.resize_shape:                                 # then LeRobot crops by the ratio, else by the shape
+        return size, tuple(int(n * cfg.crop_ratio) for n in size)
+    return size, tuple(cfg.crop_shape) or size
 
 
 def windows(cfg):
@@ -243,10 +235,7 @@ def cleaned(z, guess, noisy, cfg):
 
 
 def ddpm_step(z, x, noisy, cleaner, noise):
-    """
-    From alpha_bar = noisy to the larger one, cleaner: the mean of the next z if x were true, and noise of the
-    smaller of the two variances that Ho et al. name.
-    """
+    """From alpha_bar = noisy to cleaner, if x were true; the smaller of the two variances of Ho et al."""
     alpha = noisy / cleaner
     mean = cleaner ** 0.5 * (1 - alpha) / (1 - noisy) * x + alpha ** 0.5 * (1 - cleaner) / (1 - noisy) * z
     return mean + ((1 - cleaner) / (1 - noisy) * (1 - alpha)) ** 0.5 * noise
@@ -293,12 +282,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x, condition):
         y, film = self.conv1(x), self.cond_encoder(condition)[..., None]         # (B, out or 2 out, 1)
-        if self.scales:
-            scale, shift = film.chunk(2, 1)
-            y = scale * y + shift
-        else:
-            y = y + film
-        return self.conv2(y) + self.residual_conv(x)
+        scale, shift = film.chunk(2, 1) if self.scales else (1, film)
+        return self.conv2(scale * y + shift) + self.residual_conv(x)
 
 
 class UNet(nn.Module):
@@ -376,9 +361,9 @@ class Model(nn.Module):
             n = getattr(cfg, f'{key}_dim')
             self.register_buffer(f'{key}_min', torch.zeros(n))       # of the training data, from meta.json
             self.register_buffer(f'{key}_max', torch.ones(n))
-        if pictures:                                                 # of pictures in 0..1, a row per camera
-            for name, colours in zip(('mean', 'std'), IMAGENET):
-                self.register_buffer(f'image_{name}', torch.tensor(colours).repeat(pictures, 1))
+        if pictures:                                                 # ImageNet's, a row per camera
+            for name, rgb in ('mean', (0.485, 0.456, 0.406)), ('std', (0.229, 0.224, 0.225)):
+                self.register_buffer(f'image_{name}', torch.tensor(rgb).repeat(pictures, 1))
 
     # ---- units ----
 
@@ -431,13 +416,12 @@ class Model(nn.Module):
 
     def forward(self, batch):
         """
-        {'loss': scalar with grad}. Noise like the actions, and levels t (B,) int64, are drawn here, in
-        LeRobot's order; a batch may bring them as `noise` and `t`.
+        {'loss': scalar with grad}. Noise like the actions, then levels t (B,) int64, are drawn here, as by
+        LeRobot; or a batch brings them.
         """
         x, seen = self.normalise(batch, 'action'), self.encode(batch)
         e = batch['noise'] if 'noise' in batch else torch.randn_like(x)
-        K = self.cfg.num_train_timesteps
-        t = batch['t'] if 't' in batch else torch.randint(0, K, (len(x),), device=x.device)
+        t = batch['t'] if 't' in batch else torch.randint(len(self.alpha_bar), (len(x),), device=x.device)
         guess = self.net(add_noise(x, e, self.alpha_bar[t]), t, seen)
         error = (guess - (e if self.cfg.prediction_type == 'epsilon' else x)).square()
         if not self.cfg.do_mask_loss_for_padding:
@@ -466,8 +450,8 @@ class Model(nn.Module):
     def act(self, obs, generators=None):
         """
         The actions that come next, (B, n_action_steps, A) in units of the data; in eval mode, because
-        training crops at random. obs: the last n_obs_steps observations, as in `windows`. generators: a
-        torch.Generator per row, so that a row does not depend on the others; None: torch's own.
+        training crops at random. obs: as in `windows`. generators: a torch.Generator per row, so that a row
+        does not depend on the others; None: torch's own.
         """
         cfg, device = self.cfg, self.alpha_bar.device
         seen = self.encode({key: obs[key].to(device) for key in windows(cfg) if key != 'action'})
@@ -488,30 +472,48 @@ class Model(nn.Module):
     def flops_per_sample(self):
         """
         Matmul FLOPs of a training sample: 6 x the weights of every layer, those of a convolution at each of
-        its places. In stage s of the U-Net these are T / 2^s, in a ResNet the cells of its maps.
+        its places, which are T / 2^s in stage s; and those of the pictures.
         """
         cfg, unet, T, last = self.cfg, self.unet, self.cfg.horizon, len(self.cfg.down_dims) - 1
         parts = [(unet.diffusion_step_encoder, 1), (unet.mid_modules, T >> last), (unet.final_conv, T)]
         for s, (block1, block2, halve) in enumerate(unet.down_modules):
             parts += [(block1, T >> s), (block2, T >> s), (halve, T >> s + 1)]
         parts += [(stage, T >> last - s) for s, stage in enumerate(unet.up_modules)]
-        if cfg.obs == 'image':
-            encoder = self.rgb_encoder[0] if cfg.use_separate_rgb_encoder_per_camera else self.rgb_encoder
-            (H, W), pictures = views(cfg)[1], cfg.n_obs_steps * len(cfg.cameras)
-            layers = [*(encoder.backbone[i] for i in (0, 4, 5, 6, 7)), encoder.pool]
-            parts += [(layer, pictures * -(-H // k) * -(-W // k))
-                      for layer, k in zip(layers, (2, 4, 8, 16, 32, 32))]
         weights = [(p, places) for module, places in parts for p in module.parameters() if p.ndim > 1]
-        return 6 * sum(p.numel() * (places if p.ndim > 2 else 1) for p, places in weights)
+        total = 6 * sum(p.numel() * (places if p.ndim > 2 else 1) for p, places in weights)
+        if cfg.obs == 'image':
+            H, W = views(cfg)[1]
+            points = 2 * 512 * cfg.spatial_softmax_num_keypoints * -(-H // 32) * -(-W // 32)
+            total += 3 * cfg.n_obs_steps * len(cfg.cameras) * (vision.flops(H, W) + points)
+        return total
+
+    # ---- LeRobot's policies ----
+
+    @classmethod
+    def from_pretrained(cls, src, **over):
+        """
+        A folder that LeRobot saved, of any version (checkpoint.read_lerobot) -> the model in eval mode, with
+        its weights and statistics. A camera observation.images.NAME is image.NAME here. over: Config fields.
+        """
+        modes = {'VISUAL': 'MEAN_STD', 'STATE': 'MIN_MAX', 'ENV': 'MIN_MAX', 'ACTION': 'MIN_MAX'}
+        config, weights, facts = checkpoint.read_lerobot(src, 'diffusion', {}, modes)
+        kinds = {key: type(value) for key, value in vars(Config()).items() if key not in INITIAL}
+        # what is null there is (), 0 or '' here
+        said = {key: kind(config[key] or kind()) for key, kind in kinds.items() if key in config}
+        try:
+            model = cls(Config(**said | facts | over))
+        except ValueError as error:
+            sys.exit(f'{src}: {error}')
+        checkpoint.fill(model, weights, src)
+        return model.eval()
 
 
 if __name__ == '__main__':   # lesson zero: the whole life of a model in seconds on a CPU
     torch.manual_seed(0)
-    for obs in 'keypoints', 'image':
-        cfg = Config(obs=obs, down_dims=(16, 32, 64), noise_scheduler_type='DDIM', num_inference_steps=10)
-        model, batch = Model(cfg), example(cfg, batch_size=2)
-        out = model(batch)
-        out['loss'].backward()
-        chunk = model.eval().act(batch)
-        print(f'{obs}: {sum(p.numel() for p in model.parameters()):,} parameters | '
-              f"loss {out['loss'].item():.4f} | {model.calls} calls -> actions {tuple(chunk.shape)}")
+    cfg = Config(down_dims=(16, 32, 64), noise_scheduler_type='DDIM', num_inference_steps=10)
+    model, batch = Model(cfg), example(cfg, batch_size=2)
+    out = model(batch)
+    out['loss'].backward()
+    chunk = model.eval().act(batch)
+    print(f'{sum(p.numel() for p in model.parameters()):,} parameters | '
+          f"loss {out['loss'].item():.4f} | {model.calls} calls -> actions {tuple(chunk.shape)}")

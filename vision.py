@@ -119,6 +119,15 @@ class Backbone(nn.Module):
         return x
 
 
+def flops(height, width):
+    """FLOPs of the convolutions of ResNet18 or Backbone, for one picture."""
+    area = [-(-height // k) * -(-width // k) for k in (2, 4, 8, 16, 32)]
+    products = area[0] * 49 * 3 * 64 + area[1] * 9 * 64 * 64 * 4
+    for n, c in zip(area[2:], (128, 256, 512)):
+        products += n * (9 * c * c * 3.5 + c * c / 2)
+    return 2 * products
+
+
 def imagenet(backbone, src):
     """
     Fill a Backbone with weights that torchvision trained on ImageNet. src: a file in its layout, .pth or

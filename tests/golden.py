@@ -1,6 +1,5 @@
 """
-Check nanowm.py, remdm.py and diffusion_policy.py against golden files: outputs of the authors' code, small,
-with random weights.
+Check our models against golden files: outputs of the authors' code, small, with random weights.
 
     python tests/golden.py FILE...        prints the largest error of every output, exits 1 beyond tolerance
 
@@ -15,11 +14,11 @@ inputs local, global_, zt (masked plan), t_discrete, x0, t; outputs `logits`, `g
 depth; a file without global_* parameters is a model that sees no map. iw1 is looser: the original takes
 alpha' as a difference in float32, we take it analytically.
 
-A file of LeRobot holds `in.*`, and `mid.*` on the way to `out.*`; its metadata the whole configuration. The
-weights are no part of it: <file>.keys.json lists LeRobot's names and shapes, `formula` makes the numbers. Of
-Diffusion Policy `in.` has what is seen, and the noise of the training and of a chain of samples, a row per
-level t; `out.<ddpm|ddim><calls>[_predict_sample]` are chains, `mid.` of them some levels, the guess there and
-the sample behind it. States and actions are used as they are, pictures / 255.
+A file of LeRobot's policies (act, dp) names its policy and its sizes in the metadata; its weights are not
+stored: they follow from their names and SEED, and <file>.keys.json beside it lists these. `in.*` are inputs,
+already normalised, and draws; every `mid.*` and `out.*` is recomputed. Of dp `<ddpm|ddim><calls>` is a chain
+of samples, `_predict_sample` one of a network that guesses actions; of some levels the output of the network
+and the sample behind it are there.
 
 Tolerances are relative to the output: tol * max(1, max|reference|).
 """
@@ -29,12 +28,13 @@ import os
 import re
 import sys
 import zlib
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from safetensors import safe_open
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import act
 import diffusion_policy
 import nanowm
 import remdm
@@ -42,6 +42,7 @@ import remdm
 TOLERANCE = {'forward': 2e-5, 'loss': 1e-5, 'mse': 1e-5, 'sample': 1e-4,
              'logits': 1e-5, 'goal_pred': 1e-5, 'aux_loss': 1e-5, 'iw1': 2e-3, 'greedy': 0,
              'mid': 5e-5, 'out': 5e-5}
+STATISTICS = re.compile(r'\w+_(mean|std|min|max)')    # buffers of ours; LeRobot keeps them elsewhere
 OURS = {'epsilon': 'eps', 'squaredcos_cap_v2': 'cosine'}            # their words -> ours
 
 
@@ -50,10 +51,10 @@ def load(path):
     with safe_open(path, 'pt') as f:
         meta = f.metadata()
         tensors = {key: f.get_tensor(key) for key in f.keys()}
-    if 'policy' in meta:
-        if meta['policy'] not in POLICIES:
-            sys.exit(f'{path}: a file of {meta["policy"]}; known are {", ".join(POLICIES)}')
-        return POLICIES[meta['policy']](meta, path), tensors, meta
+    if meta.get('policy') == 'act':
+        return *lerobot_act(tensors, meta, path), meta
+    if meta.get('policy') == 'dp':
+        return lerobot_diffusion(meta, path), tensors, meta
     if 'x0' in tensors:
         return *planner(tensors, meta, path), meta
     _, _, channels, height, width = tensors['x'].shape
@@ -112,50 +113,112 @@ def planner_outputs(model, g):
     return out
 
 
-# ---- policies of LeRobot ----
-
-def formula(key, shape, seed):
-    """The weight of one of LeRobot's names: a draw of its own, scaled by its kind."""
-    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()) ^ seed)
-    draw, last = torch.randn(shape, generator=generator), key.rpartition('.')[2]
-    if last == 'running_var':
-        return 1 + 0.1 * draw.abs()
-    if last != 'running_mean' and len(shape) > 1:
-        return draw / (draw.numel() / shape[0]) ** 0.5
-    return 0.1 * draw + (last == 'weight')               # 1-D: the scale of a norm is about 1
-
-
-def fields_of(M, meta):
-    """Fields of our Config by LeRobot's names; its null is () or 0 or '' here."""
-    theirs, defaults = json.loads(meta['lerobot_config']) | json.loads(meta['config']), vars(M.Config())
-    given = {key: theirs[key] for key in defaults.keys() & theirs.keys()}
-    given = {key: type(defaults[key])() if value is None else value for key, value in given.items()}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-
-
-def fill(model, prefix, path, seed):
-    """The weights of a golden file, made by the formula; names and shapes must be those that it lists."""
-    with open(path.removesuffix('.safetensors') + '.keys.json') as f:
-        listed = {key.removeprefix(prefix): (key, *row[:3]) for key, row in json.load(f).items()}
-    own = {key: list(x.shape) for key, x in model.state_dict().items() if not is_statistic(key)}
-    assert own == {key: row[1] for key, row in listed.items()}, f'{path}: other names or shapes than listed'
-    weights = {key: formula(name, shape, seed) for key, (name, shape, _, made) in listed.items()
-               if made == 'formula'}
-    model.load_state_dict(weights, strict=False)
+def formula_weights(keys, seed):
+    """
+    {key: [shape, dtype, 'formula' or 'fixed', ...]} -> {key: tensor}, of those with a formula: Gaussians that
+    are seeded by the key, of a spread that suits its kind.
+    """
+    weights = {}
+    for key, (shape, _, how, *_) in keys.items():
+        if how != 'formula':
+            continue
+        generator = torch.Generator().manual_seed(zlib.crc32(key.encode()) ^ seed)
+        r, kind = torch.randn(tuple(shape), generator=generator), key.rpartition('.')[2]
+        if kind == 'running_var':
+            r = 1 + 0.1 * r.abs()
+        elif r.ndim > 1:
+            r = r * (r.numel() / r.shape[0]) ** -0.5
+        elif kind == 'weight':
+            r = 1 + 0.1 * r
+        else:
+            r = 0.1 * r
+        weights[key] = r
+    return weights
 
 
-def is_statistic(key):
-    return re.fullmatch(r'(image|state|env_state|action)_(mean|std|min|max)', key) is not None
+def lerobot_weights(model, path, seed, prefix):
+    """Fill a model by the formula; keys and shapes must be those of the list beside the file."""
+    with open(str(path).replace('.safetensors', '.keys.json')) as f:
+        keys = json.load(f)
+    weights = formula_weights(keys, seed)
+    own = model.state_dict()
+    ours = {prefix + key: list(x.shape) for key, x in own.items() if not STATISTICS.fullmatch(key)}
+    assert ours == {key: entry[0] for key, entry in keys.items()}, f'{path}: other keys or shapes than ours'
+    model.load_state_dict(own | {key.removeprefix(prefix): x for key, x in weights.items()})
 
 
-def diffusion(meta, path):
+def lerobot_act(tensors, meta, path):
+    """-> act.Model with the file's weights and no normalisation, {name: tensor} of the file."""
+    said = json.loads(meta['config'])
+    cameras, known = said.get('cams') or {}, {f.name for f in fields(act.Config)}
+    height, width = next(iter(cameras.values()), (32, 32))
+    coeff = re.search(r'coefficient (-?[\d.e-]*\d)', meta['notes'])
+    cfg = act.Config(
+        **{key: value for key, value in said.items() if key in known}, dropout=0.0, n_action_steps=1,
+        cameras=tuple(cameras), height=height, width=width, obs='image' if cameras else 'keypoints',
+        temporal_ensemble_coeff=float(coeff[1]) if coeff else 0.0)
+    model = act.Model(cfg).eval()
+    lerobot_weights(model, path, int(meta['SEED']), 'model.')
+    if cameras:
+        model.image_mean.zero_()
+        model.image_std.fill_(1.0)
+    return model, tensors
+
+
+@torch.no_grad()
+def act_outputs(model, g):
+    """Recompute every output of a golden file of ACT. -> {name: tensor}"""
+    batch = {'state': g['in.state'][:, None], 'action': g['in.action'], 'mask': ~g['in.action_is_pad'],
+             'noise': g['in.latent_eps']}
+    for name in model.cfg.cameras:
+        batch[f'image.{name}'] = g[f'in.image.{name}'][:, None]
+    if 'in.env_state' in g:
+        batch['env_state'] = g['in.env_state'][:, None]
+    out, seen, cfg = {}, {}, model.cfg
+
+    def watch(name):
+        return lambda module, inputs, output: seen.setdefault(name, []).append(output)
+    parts = 'backbone', 'encoder', 'decoder', 'encoder_latent_input_proj', 'vae_encoder_latent_output_proj'
+    hooks = [getattr(model, name).register_forward_hook(watch(name)) for name in parts
+             if hasattr(model, name)]
+    hooks.append(model.action_head.register_forward_hook(watch('action_head')))
+    losses = model.train()(batch)
+    model.cfg = replace(cfg, padding='zeros')
+    older = model(batch)['l1']
+    model.eval().cfg = cfg
+    model.act(batch)
+    for hook in hooks:
+        hook.remove()
+    for name, value in zip(cfg.cameras, seen.get('backbone', [])):
+        out[f'mid.backbone_feature.{name}'] = value
+    for part in 'encoder', 'decoder':
+        out[f'mid.train.{part}_out'], out[f'mid.eval.{part}_out'] = seen[part][0], seen[part][-1]
+    out['mid.train.vae_mu'], out['mid.train.vae_log_sigma_x2'] = \
+        seen['vae_encoder_latent_output_proj'][0].chunk(2, -1)
+    out['mid.train.latent_token'] = seen['encoder_latent_input_proj'][0]
+    out['out.train.actions_hat'], out['out.eval.actions'] = seen['action_head'][0], seen['action_head'][-1]
+    out |= {'out.train.loss': losses['loss'], 'out.train.l1_loss': losses['l1'],
+            'out.train.kld_loss': losses['kl'], 'out.train.l1_loss_le_0_5_derived': older}
+    past, actions = None, []
+    for chunk in g['in.ensemble.chunks']:
+        action, past = act.ensemble(past, chunk, cfg.temporal_ensemble_coeff)
+        actions.append(action)
+    out['out.ensemble.actions'] = torch.stack(actions)
+    return out
+
+
+def lerobot_diffusion(meta, path):
     """-> diffusion_policy.Model with the file's weights, and statistics that change nothing."""
-    cameras = json.loads(meta['config'])['cams']
+    said = json.loads(meta['lerobot_config']) | json.loads(meta['config'])
+    defaults = vars(diffusion_policy.Config())
+    # LeRobot's null is (), 0 or '' here
+    known = {key: said[key] or type(default)() for key, default in defaults.items() if key in said}
+    known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+    cameras = said['cams']
     height, width = next(iter(cameras.values()))
-    cfg = diffusion_policy.Config(obs='image', cameras=tuple(cameras), height=height, width=width,
-                                  **fields_of(diffusion_policy, meta))
-    model = diffusion_policy.Model(cfg).eval()
-    fill(model, 'diffusion.', path, int(meta['SEED']))
+    model = diffusion_policy.Model(diffusion_policy.Config(
+        **known, obs='image', cameras=tuple(cameras), height=height, width=width)).eval()
+    lerobot_weights(model, path, int(meta['SEED']), 'diffusion.')
     for name, value in {'min': -1, 'max': 1}.items():
         getattr(model, f'state_{name}').fill_(value)
         getattr(model, f'action_{name}').fill_(value)
@@ -213,12 +276,11 @@ def chain(model, cfg, g, seen, name):
             f'mid.{name}.x_after_step': torch.stack([after[i] for i in kept])}
 
 
-POLICIES = {'dp': diffusion}
-
-
 @torch.no_grad()
 def outputs(model, g):
     """Recompute every output of a golden file. -> {name: tensor}"""
+    if isinstance(model, act.Model):
+        return act_outputs(model, g)
     if isinstance(model, diffusion_policy.Model):
         return diffusion_outputs(model, g)
     if isinstance(model, remdm.Model):
@@ -239,10 +301,10 @@ def outputs(model, g):
 
 
 def check(path):
-    """-> [(output, largest error, what is allowed)] of one file."""
+    """-> [(output, largest error, what is allowed)] of one file; an output that is not ours errs by inf."""
     model, g, _ = load(path)
     rows, ours = [], outputs(model, g)
-    for name in [*ours, *(key for key in g if key.startswith(('mid.', 'out.')) and key not in ours)]:
+    for name in [name for name in g if name.startswith(('mid.', 'out.'))] or ours:
         reference, value = g[name], ours.get(name)
         kind = 'iw1' if '.iw1.' in name else name.split('.')[0].rstrip('0123456789')
         allowed = TOLERANCE[kind] * max(1, reference.abs().max().item())
