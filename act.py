@@ -11,7 +11,7 @@ at the very actions that are to be guessed and tells a few numbers z about them,
     a^    = decoder(encoder(z, state, cameras))
     loss  = mean |a^ - a| + kl_weight KL       KL = sum over z of (mu^2 + e^s - 1 - s) / 2
 
-At the published weight of 10 telling is too costly: in our runs KL was 0.0000 after a few hundred steps, and
+At the published weight of 10 telling is too costly: in our runs KL is gone after a few hundred steps, and
 what is left is a regression.
 
 Shapes: B chunks, T = chunk_size actions, C = dim_model, A = action_dim. The encoder sees S tokens (B, S, C):
