@@ -162,16 +162,33 @@ class SpatialSoftmax(nn.Module):
         return torch.stack([(p.sum(2) * across).sum(-1), (p.sum(3) * down).sum(-1)], -1)
 
 
+class GridSoftmax(nn.Module):
+    """SpatialSoftmax by LeRobot's names, its places in a buffer: for maps of one size, H x W."""
+
+    def __init__(self, channels, points, H, W):
+        super().__init__()
+        self.nets = nn.Conv2d(channels, points, 1)
+        across, down = torch.linspace(-1, 1, W), torch.linspace(-1, 1, H)
+        grid = torch.stack([across.expand(H, W), down[:, None].expand(H, W)], -1)
+        self.register_buffer('pos_grid', grid.reshape(H * W, 2))
+
+    def forward(self, x):
+        return self.nets(x).flatten(2).softmax(-1) @ self.pos_grid   # (N, points, 2)
+
+
 def crop(images, size, random):
-    """(N, C, H, W) -> (N, C, size, size): from the middle, or each somewhere else."""
+    """(N, C, H, W) -> (N, C, h, w): from the middle, or each somewhere else. size: h = w, or (h, w)."""
     N, C, H, W = images.shape
-    if H < size or W < size:
+    h, w = (size, size) if isinstance(size, int) else size
+    if H < h or W < w:
         raise ValueError(f'crop = {size}: the pictures are {H} x {W}; choose a smaller one')
     if not random:
-        y, x = (H - size) // 2, (W - size) // 2
-        return images[:, :, y:y + size, x:x + size]
-    y, x = (torch.randint(0, n - size + 1, (N, 1), device=images.device) for n in (H, W))
-    rows, columns = (start + torch.arange(size, device=images.device) for start in (y, x))     # (N, size)
+        y, x = round((H - h) / 2), round((W - w) / 2)    # as torchvision rounds
+        return images[:, :, y:y + h, x:x + w]
+    y = torch.randint(0, H - h + 1, (N, 1), device=images.device)
+    x = torch.randint(0, W - w + 1, (N, 1), device=images.device)
+    rows = y + torch.arange(h, device=images.device)                 # (N, h)
+    columns = x + torch.arange(w, device=images.device)              # (N, w)
     n, c = (torch.arange(k, device=images.device) for k in (N, C))
     return images[n[:, None, None, None], c[None, :, None, None], rows[:, None, :, None],
                   columns[:, None, None, :]]

@@ -17,8 +17,9 @@ BUDGET = {              # lines, comments and blanks included
     'muon.py': 75,
     'remdm.py': 650, 'arx5_gpt.py': 480,
     'act.py': 470,              # 430, and a row of the ensemble per episode, three things to see
-    'diffusion_policy.py': 480, 'pi0.py': 680, 'smolvla.py': 600,
-    'cem.py': 160, 'vision.py': 180, 'arx5_export.py': 180,
+    'diffusion_policy.py': 520,  # 480, and LeRobot's folders, what it keeps of LeRobot, a line per mistake
+    'pi0.py': 680, 'smolvla.py': 600, 'cem.py': 160, 'arx5_export.py': 180,
+    'vision.py': 205,           # ResNet-18 under our names and under published ones
     'metrics.py': 510,          # five networks beside the scores that look through them
     'vae.py': 435,              # two nets, encoder and decoder each, and five layouts of their files
     'imf_policy.py': 560,  # kept, mended, left out of two papers: a line each; three objectives, 525 before
