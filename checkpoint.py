@@ -6,7 +6,7 @@ Checkpoints: save, find, load, lock, fetch. train, sample, eval, bench and the t
                          store.safetensors   episodes that the training made (only with a refresh)
                          state.pt            optimizer, names and shapes of its parameters (weights_only=True)
                          meta.json           step, model, model_config, config, metrics, params, git, torch,
-                                             model_sha (of the model file), data_sha
+                                             model_sha (of the model file), data_sha, run_id (for trackers)
     out_dir/latest, out_dir/best             text files naming a step folder
     out_dir/lock                             held by the running process
 

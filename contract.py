@@ -17,6 +17,7 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
                    step, number of the episode) alone. 'progress', 0 to 1: how far it is; 'done' ends the
                    run. Config.buffer_capacity: how many windows are kept
     SAMPLING       optional: Config fields that only sampling reads
+    INITIAL        optional: those that say where a training starts; a checkpoint is loaded without them
     UNNORMALISED   optional: keys that the model reads as they are
 
 PRESETS and example(cfg, batch_size) are for tests and bench/: a run does without them. Only files of this
