@@ -123,7 +123,7 @@ def impossible(*texts):
     'batch_size=1e10: batch_size = 10000000000: must', 'micro_batch=-1', 'seed=-1',
     'seed=18446744073709551616', 'seed=9223372036854775808',
     'betas=0.9: betas = ', 'betas=0.9,1: betas = ', 'betas=0.9,-0.1: betas = ', 'betas=0.9,0.9,0.9: betas = ',
-    'dtype=float16: dtype = ', 'lr_schedule=linear: lr_schedule = ', 'log=wandb: log = ',
+    'dtype=float16: dtype = ', 'lr_schedule=linear: lr_schedule = ', 'log=mlflow: log = ',
     'best_metric=loss: best_metric = ', 'best_metric=eval/psnr: best_metric = ',
     'best_mode=most: best_mode = ', 'compile=maybe: compile = ', 'data_on_device=maybe: data_on_device = ',
     # of the model
