@@ -449,8 +449,11 @@ def fetch(url, sha256='', size=0, name=''):
     """
     path = os.path.join(cache(), name or os.path.basename(urllib.parse.urlsplit(url).path))
     try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    except OSError as error:
+        sys.exit(f'cannot make {os.path.dirname(path)}: {error.strerror}; set another $NANOWORLD_CACHE')
+    try:
         if not os.path.exists(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path + '.lock', 'w') as held:
                 fcntl.flock(held, fcntl.LOCK_EX)
                 if not os.path.exists(path):             # else the process that we waited for has fetched it

@@ -139,7 +139,7 @@ def i3d_features(video, path=''):
     file, code that will be run."""
     assert video.ndim == 5, f'FVD wants clips (B, T, H, W, 3), got {tuple(video.shape)}'
     B, T = video.shape[:2]
-    assert T >= FVD_FRAMES, f'FVD wants clips of {FVD_FRAMES} predicted frames or more, got {T}'
+    assert T >= FVD_FRAMES, f'FVD wants clips of {FVD_FRAMES} predicted frames or more, got {T}; --horizon'
     colours(video)
     x, _ = frames(video, video)
     judge = i3d(path, str(x.device))

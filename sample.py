@@ -148,6 +148,9 @@ if __name__ == '__main__':
     else:
         key, k = 'state' if 'state' in reads else 'video', getattr(model.cfg, 'frame_skip', 1)
         H = n_context or getattr(model.cfg, 'n_context', max(1, len(reads.get('latent', reads.get(key))) - 1))
+        if not length and not futures:                               # as long as the episodes are, at most
+            spans = Store(folder, split, {key: range(1)}).episodes
+            K = max(1, min(K, (int((spans[:, 1] - spans[:, 0]).max()) - 1) // k + 1 - H))
         T = H + (1 if futures else K)                                # a command held down needs no truth
         windows = {key: range(0, T * k, k), 'action': range((T - 1) * k)}
         if 'latent' in reads:

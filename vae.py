@@ -345,7 +345,10 @@ def read(src):
 def fetched(src):
     """The file of one revision, so that everybody's latents are the same."""
     repository, revision, sha256, size = SOURCES[src]
-    return checkpoint.hub(repository, FILE, revision, sha256, size)
+    try:
+        return checkpoint.hub(repository, FILE, revision, sha256, size)
+    except SystemExit as problem:
+        sys.exit(f'{problem.code}; or --vae=PATH of weights that are here')
 
 
 def tensors(path):

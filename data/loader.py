@@ -107,6 +107,8 @@ class Store:
         if name not in files:
             if self.split == 'val' and not any(file.startswith('val/') for file in files):
                 sys.exit(f'{self.folder} has no val split: delete it and make it again, with --val=0.1')
+            if name == 'train/video.npy' and 'train/latent.npy' in files:
+                sys.exit(f'{self.folder}/train holds latents and no pictures (--vae); only val has both')
             sys.exit(f'{self.folder}/meta.json knows no {name}, only {", ".join(files)}; is it the right '
                      'dataset?')
         want = files[name]

@@ -83,8 +83,8 @@ def flags(doc, out, val='0.1', size=True):
     p.add_argument('--vae', default=False, help='also store latents: sd | taesd | PATH of weights (vae.py); '
                    'then videos are kept to validate only (default none)')
     if size:
-        p.add_argument('--size', type=int, default=False, help='make videos so many pixels square (default: '
-                       'as they are)')
+        p.add_argument('--size', type=int, default=False, help='make videos so many pixels square; without '
+                       '--vae no live world is left to plan in (default: as they are)')
     return p
 
 
@@ -106,6 +106,8 @@ def common(args, file):
         told.append(f'--{key}' if value is True else f'--{key}={value}')
     file = '/'.join(Path(file).resolve().parts[-3:])
     known = {key: getattr(args, key) for key in ('seed', 'val', 'workers', 'limit')}
+    if args.vae == '':
+        sys.exit('--vae=: want sd, taesd or the path of weights; leave it out for pixels')
     if args.vae and args.vae != 'none':
         known['vae'] = args.vae
     if type(getattr(args, 'size', '')) is int:         # a prepare.py of its own way with sizes has text here
@@ -418,6 +420,8 @@ def write(out, episode, n, *, seed, val, workers, command, info, limit=0, binary
         # what draws the world at its own size, or looks for its tiles, cannot compare with these pictures
         info = {key: x for key, x in info.items() if not size or key != 'tiles' and (vae or key != 'env')}
     if vae:
+        if out.name.endswith('_pixels'):
+            sys.exit(f'--out={out}: it will hold latents (--vae); call it otherwise, like data/wall_taesd_64')
         if not mask.any():
             sys.exit(f'--val={val} with --vae: hold out an episode, because only those keep their pictures')
         name = vae if vae in ('sd', 'taesd') else Path(vae).resolve().name

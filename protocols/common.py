@@ -90,7 +90,8 @@ def codec_of(meta, folder, vae, device):
     if told is None:
         sys.exit(f'{folder}/meta.json does not say which codec made its latents; make it anew: --vae=..')
     if not vae and told['vae'] not in SOURCES:
-        sys.exit(f'{folder} was encoded with {told["vae"]}, a file of its maker; where is it? --vae=PATH')
+        sys.exit(f'{folder} was encoded with weights given by a path, called {told["vae"]}: say where they '
+                 'are, --vae=PATH')
     codec = load(vae or told['vae'])
     for what, own in (('sha256', codec.sha256), ('scale', codec.scale)):
         if told.get(what, own) != own:

@@ -77,7 +77,7 @@ def evaluate(model, folder, keys, rank=0, quiet=True):
     live = simulator(store.meta)
     if not hasattr(live, 'Tasks'):
         sys.exit(f'plan protocol: {folder}/meta.json names no world (env) that has Tasks; plan on '
-                 'wall_pixels or minihack_boulders, made anew if they are older')
+                 'wall_pixels or minihack_boulders, made anew if they are older, and without --size')
     keys = filled(keys, live.Tasks.OWN)
     if keys.frame not in FRAMES:
         sys.exit(f'plan protocol: frame = {keys.frame!r}: choose one of {", ".join(FRAMES)}')

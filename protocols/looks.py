@@ -130,7 +130,7 @@ def facts(scores, weights, skipped, H, W):
     told = {'skipped': skipped, 'weights': {file: sha for name in scores if name in weights
                                             for file, sha in weights[name].items()}}
     if any(name in LPIPS for name in scores):
-        told['lpips_enlarged'] = enlargement(H, W)
+        told['lpips_enlarged'] = enlargement(H, W)       # 1: not at all
     return {key: value for key, value in told.items() if value}
 
 

@@ -245,7 +245,7 @@ def test_without_a_network(folder, capsys):
         assert why and '\n' not in why and said.count(f'{name} is skipped: {why}\n') == 1
         assert [result[name + who] for who in THREE] == [None] * 3
         if name != 'fvd': assert why.startswith('cannot fetch https://') and 'Network is unreachable' in why
-    assert result['skipped']['fvd'] == 'FVD wants clips of 10 predicted frames or more, got 2'
+    assert result['skipped']['fvd'] == 'FVD wants clips of 10 predicted frames or more, got 2; --horizon'
     assert 'weights' not in result and 'lpips_enlarged' not in result
     nothing_else_is_lost(result, folder, **asked)
     video.show(result)

@@ -245,7 +245,8 @@ def test_a_full_disk(server, cache, monkeypatch):
 
 def test_a_cache_that_is_a_file(server, cache):
     cache.write_text('x')
-    says(f'cannot fetch {server.url}/dir/w.bin: ', call=lambda: checkpoint.fetch(f'{server.url}/dir/w.bin'))
+    says(f'cannot make {cache}: File exists; set another $NANOWORLD_CACHE',
+         call=lambda: checkpoint.fetch(f'{server.url}/dir/w.bin'))
 
 
 def test_files_of_this_machine(cache, tmp_path):
@@ -292,9 +293,11 @@ def test_a_file_of_a_hub(hub, cache):
 def test_the_hub_is_asked_by_default(cache, monkeypatch):
     asked = []
     monkeypatch.delenv('NANOWORLD_HUB', raising=False)
-    monkeypatch.setattr(checkpoint, 'fetch', lambda url, name: asked.append((url, name)))
+    monkeypatch.setattr(checkpoint, 'fetch', lambda *args: asked.append(args))
     checkpoint.hub('me/it', 'w.bin')
-    assert asked == [('https://huggingface.co/me/it/resolve/main/w.bin', 'me/it/w.bin')]
+    checkpoint.hub('me/it', 'w.bin', 'v2', SHA, 5)
+    assert asked == [('https://huggingface.co/me/it/resolve/main/w.bin', '', 0, 'me/it/w.bin'),
+                     ('https://huggingface.co/me/it/resolve/v2/w.bin', SHA, 5, 'me/it/w.bin')]
 
 
 @pytest.mark.parametrize('body, words', [

@@ -252,7 +252,7 @@ def test_a_latent_model_is_judged(folder, codec_file):
     (lambda meta: meta['latent'].update(sha256='0' * 64), 'vae', 'encoded with other weights'),
     (lambda meta: meta.pop('latent'), 'vae', 'does not say which codec'),
     (lambda meta: meta['latent'].update(scale=0.5), 'vae', 'other weights .scale = 0.5, of these 1.0'),
-    (lambda meta: None, '', 'was encoded with small.safetensors, a file of its maker; where is it')])
+    (lambda meta: None, '', 'given by a path, called small.safetensors: say where')])
 def test_codecs_that_do_not_fit(folder, codec_file, spoil, key, line):
     meta = Store(folder, 'val', {'latent': range(1)}).meta
     meta = json.loads(json.dumps(meta))
