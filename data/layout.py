@@ -102,7 +102,10 @@ def maker(folder):
                 flags[flags.index('--oracle')] = '--oracle=bfs5'
             if 'boulders' in variant:                                  # a value as well
                 flags.insert(0, '--level=boulders')
-            flags += [f'--vae={word}' for word in variant if word in ('sd', 'taesd')]
+            codec = [word for word in variant if word in ('sd', 'taesd')]
+            if codec and "'video'" not in text and "'--video'" not in text:
+                continue                                               # there is nothing to encode
+            flags += [f'--vae={word}' for word in codec]
             sizes = [word for word in variant if word.isdigit()]
             if 'sd' in variant:                                        # the published models see 256 px
                 sizes = sizes or ['256']

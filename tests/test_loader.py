@@ -235,6 +235,7 @@ def test_how_to_make_through_a_link(tmp_path):
 def test_how_to_make_what_nobody_makes():
     assert 'no prepare.py makes nosuch_pixels yet' in how_to_make('data/nosuch_pixels')
     assert '--vae=sd --size=256 --out=data/wall_sd' in how_to_make('data/wall_sd')
+    assert 'no prepare.py makes pusht_sd yet' in how_to_make('data/pusht_sd')        # its data hold no video
     assert '--vae=taesd --size=64 --out=data/wall_taesd_64' in how_to_make('data/wall_taesd_64')
 
 
