@@ -246,6 +246,8 @@ def action_statistics(said, stats, A):
 
 def command(argv):
     """python nanowm.py import SRC OUT_DIR DATASET [--stats=FILE] [--data_dir=data]"""
+    if {'--help', '-h'} & {*argv}:
+        return print(command.__doc__)
     flags, words = {'stats': '', 'data_dir': 'data'}, []
     for word in argv:
         key, given, value = word.removeprefix('--').partition('=')

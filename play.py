@@ -256,14 +256,14 @@ def main():
     config, _ = configure(globals())
     if not ckpt:
         sys.exit('which checkpoint? --ckpt=OUT_DIR of a run')
-    if not keys and not (sys.stdin.isatty() and sys.stdout.isatty()):
-        sys.exit('this is no terminal; --keys=llkk plays without one')
     if not 0 <= seed < 2**31 or not 1 <= fps <= 50:
         sys.exit(f'seed = {seed}, fps = {fps}: want a seed from 0 on, fps from 1 to 50')
     model, run = checkpoint.load(ckpt, True, which, device)
     reads = contract.load(run['model']).windows(model.cfg)
     if 'video' not in reads or not hasattr(model, 'rollout'):
         sys.exit(f'{ckpt}: this model reads {", ".join(reads)}; play.py wants one that dreams pixels')
+    if not keys and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        sys.exit('this is no terminal; --keys=llkk plays without one')
     if model.cfg.n_context > 1:
         sys.exit(f'{ckpt}: n_context = {model.cfg.n_context}; play.py shows one true picture, and wants 1')
     folder = os.path.join(data_dir or run['config']['data_dir'], dataset or run['config']['dataset'])

@@ -515,9 +515,10 @@ def test_import_that_will_not_do(tmp_path, small, latents, hub, cache):      # n
         assert words in one_line(errors) and not out.exists()
     data = f'--data_dir={latents}'
     usage = 'python nanowm.py import SRC OUT_DIR DATASET [--stats=FILE] [--data_dir=data]'
-    for args in (['imprt', src, out, 'latents'], ['import', src, out], ['--help'],
+    for args in (['imprt', src, out, 'latents'], ['import', src, out],
                  ['import', src, out, 'latents', '--lr=1'], ['import', src, out, 'latents', '--stats']):
         refused(usage, *args)
+    assert usage in script('nanowm.py', 'import', '--help')[0]
     refused('nope/meta.json not found', 'import', src, out, 'nope', data)
     refused('no checkpoint in ', 'import', tmp_path / 'nope', out, 'latents', data)
     refused('no folder me/no here', 'import', 'me/no', out, 'latents', data)
