@@ -121,6 +121,7 @@ DIFFUSION = r"""/isaac-sim/python.sh src/lerobot/scripts/lerobot_train.py \
 --save_checkpoint=true \
 --save_freq=5000
 """
+BARE = '--policy.type=diffusion --dataset.root=datasets/Part_Sorting'      # all else is LeRobot's to decide
 # where a value goes that has another name here
 ELSEWHERE = {'output_dir': 'out_dir', 'log_freq': 'log_every', 'save_freq': 'save_every',
              'steps': 'max_steps', 'optimizer_lr': 'lr', 'optimizer_weight_decay': 'weight_decay',
@@ -265,7 +266,7 @@ def test_the_names_and_the_preset_are_those_of_lerobot(kind, folder):
 
 # ---- what becomes of them ----
 
-@pytest.mark.parametrize('text', [MINIMAL, ACT, DIFFUSION], ids=['minimal', 'act', 'diffusion'])
+@pytest.mark.parametrize('text', [MINIMAL, ACT, DIFFUSION, BARE], ids=['minimal', 'act', 'diffusion', 'bare'])
 def test_the_run_means_what_the_command_says(text, run_of):
     """Each argument with effect arrives; what is not said is as in LeRobot; each is accounted for once."""
     given, config = said(text), printed(text)

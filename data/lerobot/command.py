@@ -78,7 +78,7 @@ NOTES = {'batch_size': 'over all GPUs, in LeRobot on each', 'keep': 'all checkpo
 
 
 def keys_of(file):
-    """{key: default} of train.py, or of the Config in a model file; read, as train.py would train."""
+    """{key: default} of train.py, or of the Config in a model file: read, for train.py would train."""
     body, found = ast.parse((ROOT / file).read_text()).body, {}
     config = [node.body for node in body if isinstance(node, ast.ClassDef) and node.name == 'Config']
     for node in config[0] if config else body:
@@ -199,8 +199,8 @@ def main():
     print('#', *prepare.split())
     print(*config_of(kind, found, ours), sep='\n')
     if kind == 'act' or found.get('do_mask_loss_for_padding', [False])[0]:
-        print(comment("padding stays 'skip', as in LeRobot from 0.6 on; 0.4.4 counts padded actions as errors "
-                      "of 0, which is 'zeros' here."))
+        print(comment("padding stays 'skip', as in LeRobot from 0.6 on; 0.4.4 counts padded actions as errors"
+                      " of 0, which is 'zeros' here."))
     print('# Without effect:', *without, sep='\n')
 
 
