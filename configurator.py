@@ -129,11 +129,13 @@ def gathered(problems, layers, script):
 
 def read_argv(argv, problems):
     """-> [('file', path)], then [('flag', (key, text, '--key'))]; what is neither becomes a problem."""
-    files, flags, rest = [], [], [arg for arg in argv if arg != '--help']
+    files, flags, dotted, rest = [], [], [], [arg for arg in argv if arg != '--help']
     while rest:
         arg = rest.pop(0)
         key, equals, text = arg.partition('=')
-        if arg.startswith('--') and equals:
+        if arg.startswith('--') and equals and '.' in key:
+            dotted.append(f"unknown key '{key[2:]}' ({key})")
+        elif arg.startswith('--') and equals:
             flags.append(('flag', (key[2:], text, key)))
         elif not arg.startswith('-') and (arg.endswith('.py') or not equals):
             files.append(('file', arg))
@@ -144,6 +146,9 @@ def read_argv(argv, problems):
                 text = rest.pop(0)
                 arg += ' ' + text
             problems.append(f"{arg}: write --{key.strip('-')}={text or 'VALUE'}")
+    if dotted:                                           # a whole command, pasted, is one line
+        more = f', and {len(dotted) - 1} more' if len(dotted) > 1 else ''
+        problems.append(f'{dotted[0]}{more}; python data/lerobot/command.py translates commands of LeRobot')
     return files + flags
 
 

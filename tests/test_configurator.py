@@ -212,6 +212,10 @@ def test_misspelt_file(problems):
     (['--_private=4'], "unknown key '_private' (--_private)"),
     (['--math=3'], "unknown key 'math' (--math)"),
     (['--__doc__=x'], "unknown key '__doc__' (--__doc__)"),
+    (['--policy.dim_model=256'], "unknown key 'policy.dim_model' (--policy.dim_model); "
+     'python data/lerobot/command.py translates commands of LeRobot'),
+    (['--policy.type=act', '--dataset.root=x', '--wandb.enable=true'], "unknown key 'policy.type' "
+     '(--policy.type), and 2 more; python data/lerobot/command.py translates commands of LeRobot'),
     (['--batch_size=abc'], "batch_size wants int like 12, got str 'abc' (--batch_size)"),
     (['--batch_size=1.5'], "batch_size wants int like 12, got str '1.5' (--batch_size)"),
     (['--batch_size=True'], "batch_size wants int like 12, got str 'True' (--batch_size)"),

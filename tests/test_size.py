@@ -24,7 +24,7 @@ BUDGET = {              # lines, comments and blanks included
     'vae.py': 435,              # two nets, encoder and decoder each, and five layouts of their files
     'imf_policy.py': 560,  # kept, mended, left out of two papers: a line each; three objectives, 525 before
     'train.py': 635,  # every key has its range, every stop its way to end; refresh; 420 before unpacking
-    'configurator.py': 245,     # owners of keys, and a line for a config of another script
+    'configurator.py': 250,     # owners of keys, a line for a config of another script, one for LeRobot's
     'contract.py': 225,         # what a model file lacks, said whole before the run
     # damage of every file in one line, weights to start from, optimizer state by name, files from elsewhere
     'checkpoint.py': 530,       # and what LeRobot saves, in two layouts
@@ -46,8 +46,9 @@ BUDGET = {              # lines, comments and blanks included
     'data/video.py': 80, 'data/minihack/boulders.py': 225,
     'data/clips/actions.py': 160, 'data/clips/reader.py': 100,
     'data/lerobot/reader.py': 190, 'data/*/env.py': 380,
+    'data/lerobot/command.py': 210,     # 68 arguments, defaults, and a reason where one has no effect
     'data/minihack/oracles.py': 265, 'data/minihack/play.py': 75, 'data/minihack/pixels.py': 120,
-    'data/*/readme.md': 25,
+    'data/*/readme.md': 28,     # 25, and lerobot's commands
     'config/*.py': 34,          # the CPU demo departs from the published recipe in many keys
     'bench/step.py': 325, 'bench/encoding.py': 70, 'bench/plain.py': 80, 'bench/timing.py': 250,
     'bench/versus_*.py': 350,
