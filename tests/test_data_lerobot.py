@@ -575,12 +575,12 @@ def test_cameras_land_beside_their_rows(tmp_path, make):
     assert meta['tasks'] == TASKS and '--cameras=all' in meta['command']
     assert meta['facts'] | {'cameras': ['top', 'left.wrist'], 'height': 24, 'width': 32} == meta['facts']
     assert 'input' not in meta['facts']                        # there is no `video` for a world model
-    store = Store(str(out), 'train', {'task': range(1), 'image.top': range(-1, 1)}, drop=0)
+    store = Store(str(out), 'train', {'task': range(1), 'image.top': range(-1, 1)})
     assert store.windows_at([0])['task'].shape == (1, 1)
 
 
 def test_both_layouts_give_the_same_pictures(tmp_path):
-    """A file per episode, or three episodes in one that was not encoded anew; and in two processes."""
+    """A file per episode, or three episodes in one that was not encoded anew."""
     for make in v2, v3:
         src = equipped(tmp_path / make.__name__, make)
         prepare(src, tmp_path / f'{make.__name__}_out', '--cameras=all', '--val=0.3', '--size=9x7')
