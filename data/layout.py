@@ -112,8 +112,9 @@ def maker(folder):
             flags += [f'--size={size}' for size in sizes]
             if "'--src', required" in text:
                 flags.append('--src=PATH')
-            if "'--video'" in text and any('video' in word for word in variant):
-                flags.append('--video=CAMERA')
+            for word, flag in ('video', '--video=CAMERA'), ('cam', '--cameras=all'):
+                if f"'{flag.partition('=')[0]}'" in text and any(word in part for part in variant):
+                    flags.append(flag)
             if variant:                                        # without one, `folder` is where the code lies
                 flags.append(f'--out={folder}')
             return ' '.join([f'python data/{name}/prepare.py', *flags])
@@ -289,7 +290,13 @@ def check_files(files, facts):
         if key in ('action', 'state', kind):
             said = [facts.get(fact) for fact in FACTS[key]]
             want(said == shape[1:], f'facts: {", ".join(FACTS[key])} = {said}, but {name} is {shape}')
+        if key.startswith('image.') and 'cameras' in facts:
+            said = [facts.get('height'), facts.get('width')]
+            want(shape[1:] == [3, *said], f'facts: height, width = {said}, but {name} is {shape}')
     want('train/episodes.npy' in files, 'files: there is no train/episodes.npy')
+    cameras = facts.get('cameras', [])
+    want(isinstance(cameras, list) and all(f'train/image.{name}.npy' in files for name in cameras),
+         f'facts: cameras = {cameras!r}; want the <name> of each train/image.<name>.npy')
 
 
 def check_stats(stats, files, A, S):

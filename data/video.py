@@ -1,5 +1,6 @@
 """
-Video files as arrays, the same for data/clips and data/lerobot: one seek, then straight on. Needs PyAV.
+Videos and pictures as arrays, the same for data/clips and data/lerobot. Videos need PyAV: one seek, then
+straight on.
 
 Which frame is this? Where the rate is known, its time says so: round((pts - start) * time_base * fps). Else
 we count. We never ask a file for its average rate: that is a guess, and in some recordings a wild one.
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 @contextmanager
@@ -39,6 +40,11 @@ def sides(text):
     return (int(text.split('x')[0]), int(text.split('x')[-1])) if text else None
 
 
+def told(shape):
+    """(48, 64, 3) -> '48x64', as --size takes it."""
+    return f'{shape[0]}x{shape[1]}'
+
+
 def probe(path):
     """Nothing decoded: frames (0: it does not say), fps (None: it has but one frame), (height, width)."""
     with opened(path) as (container, stream):
@@ -57,9 +63,24 @@ def resize(picture, size):
     return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BOX))
 
 
-def frames(path, size=None, first=0, count=0, fps=None):
-    """`count` frames from `first` on (0: all), resized: (T, H, W, 3) uint8. first > 0 needs fps."""
-    pictures, due = [], first
+def picture(file, name=''):
+    """A PNG or JPEG, a path or an open file called `name`, as (H, W, 3) uint8."""
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith(('I', 'F')):
+                raise ValueError(f'{name or file} has more than 8 bits per colour; write it as 8 bits')
+            return np.asarray(image.convert('RGB'))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+        why = 'no PNG or JPEG' if isinstance(e, UnidentifiedImageError) else e
+        raise ValueError(f'{name or file} cannot be read ({why})') from None
+
+
+def decoded(path, size=None, first=0, count=0, fps=None):
+    """
+    `count` frames from `first` on (0: all) as they are decoded, resized: (H, W, 3) uint8 each. first > 0
+    needs fps.
+    """
+    due = first
     with opened(path) as (container, stream):
         start, promised = stream.start_time or 0, count or max(stream.frames - first, 0)
         if first:      # a second early: files seek by the time of decoding, which precedes that of showing
@@ -71,10 +92,14 @@ def frames(path, size=None, first=0, count=0, fps=None):
                 continue
             if number != due or frame.is_corrupt:
                 raise ValueError(f'{path}: frame {due} is damaged, missing or there twice')
-            pictures.append(resize(frame.to_ndarray(format='rgb24'), size))
+            yield resize(frame.to_ndarray(format='rgb24'), size)
             due += 1
             if due - first == count:
                 break
     if due - first < max(promised, 1):
         raise ValueError(f'{path} ends after {due} frames, want {first + promised}; was it cut short?')
-    return np.stack(pictures)
+
+
+def frames(*args, **kw):
+    """What `decoded` gives, all of it: (T, H, W, 3) uint8."""
+    return np.stack([*decoded(*args, **kw)])

@@ -26,7 +26,7 @@ From "one episode as a function of its number" to a data folder; every prepare.p
         latent              {vae, kind, sha256, scale, size, resize, posterior_std}: added here with --vae
         tasks, clips, dt, decimation, mjcf_sha256, anything else        is kept in meta.json for people
 
-Workers compute SHARD episodes at a time into <out>.tmp/, so a stopped run goes on where it was. Then one
+Workers compute a shard of episodes at a time into <out>.tmp/, so a stopped run goes on where it was. Then one
 process streams the shards, in episode order, into the final arrays, and one rename makes the folder appear.
 The bytes depend on the command alone, not on the number of workers nor on an interruption. While it runs, the
 disk holds the data twice.
@@ -61,7 +61,8 @@ from data.statistics import all_statistics, differences, statistics
 
 __all__ = ['at_least', 'common', 'differences', 'flags', 'split', 'statistics', 'write']
 
-SHARD = 8         # episodes per temporary file: what an interruption may cost each worker
+SHARD = 8         # episodes per temporary file, at most: what an interruption may cost each worker
+MOST = 256 << 20  # bytes of one, if all episodes were like the first: a worker holds it up to twice
 
 
 # ---- the command line ----
@@ -77,7 +78,7 @@ def flags(doc, out, val='0.1', size=True):
     p.add_argument('--out', default=out, help=f'folder to make (default {out})')
     p.add_argument('--seed', type=int, default=0, help='another seed is another set (default 0)')
     p.add_argument('--val', default=val,
-                   help=f'episodes to validate on: a share, 0.1, or which, 85-99 or 3,17 (default {val})')
+                   help=f'episodes to validate on: a share, 0.1, or which: 5, 85-99, 3,17 (default {val})')
     p.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes (default: all cores)')
     p.add_argument('--limit', type=int, default=0, help='at most this many episodes (default 0: all)')
     p.add_argument('--vae', default=False, help='also store latents: sd | taesd | PATH of weights (vae.py); '
@@ -118,11 +119,11 @@ def common(args, file):
 
 def split(n, val, seed):
     """
-    Which of n episodes validate, (n,) bool. val: a share in [0, 1), drawn by seed, 'first-last', or numbers
-    and ranges with commas between.
+    Which of n episodes validate, (n,) bool. val: a share in [0, 1), drawn by seed, 'first-last', a number but
+    0, or several of these with commas between.
     """
     mask, parts = np.zeros(n, bool), str(val).split(',')
-    if all(re.fullmatch(r'\d+(-\d+)?', part) for part in parts) and ('-' in str(val) or len(parts) > 1):
+    if all(re.fullmatch(r'\d+(-\d+)?', part) for part in parts) and str(val) != '0':
         for part in parts:
             first, last = int(part.split('-')[0]), int(part.split('-')[-1])
             if not first <= last < n:
@@ -131,7 +132,7 @@ def split(n, val, seed):
     else:
         share = float(val) if re.fullmatch(r'\d*\.?\d+', str(val)) else -1
         if not 0 <= share < 1:
-            sys.exit(f'--val={val}: want a share in [0, 1) like 0.1, or episodes like 85-99 or 3,17')
+            sys.exit(f'--val={val}: want a share in [0, 1) like 0.1, or episodes like 5, 85-99 or 3,17')
         count = max(round(share * n), int(share > 0))
         mask[np.random.default_rng([seed, n]).permutation(n)[:count]] = True
     if mask.all():
@@ -166,7 +167,7 @@ def compute(episode, first, last, path, padded, like, with_video):
     for key in episodes[0]:
         kept = [e[key] for e, keep in zip(episodes, with_video) if keep or key != 'video']
         if kept:
-            arrays[f'key.{key}'] = np.concatenate(kept)
+            arrays[f'key.{key}'] = np.concatenate(kept) if len(kept) > 1 else kept[0]
     with open(path.with_suffix('.part'), 'wb') as f:
         np.savez(f, T=lengths, **arrays)
         f.flush()
@@ -236,7 +237,7 @@ def save(path, shape, dtype, pieces):
     head, sha = io.BytesIO(), hashlib.sha256()
     np.lib.format.write_array_header_1_0(head, {'descr': dtype.str, 'fortran_order': False, 'shape': shape})
     with open(path, 'wb') as f:        # no memmap: on a full disk it dies of SIGBUS without a word
-        for data in itertools.chain([head.getvalue()], (x.tobytes() for x in pieces)):
+        for data in itertools.chain([head.getvalue()], (np.ascontiguousarray(x).data for x in pieces)):
             sha.update(data)
             f.write(data)
     size = path.stat().st_size
@@ -249,9 +250,9 @@ def load(shard, key):
 
 
 def first_frames(shard):
-    """{key: the first frame in the shard, (1, ...)}."""
+    """{key: the first frame in the shard, (1, ...)}, a copy, because a slice would keep all frames alive."""
     with np.load(shard) as z:
-        return {name.removeprefix('key.'): z[name][:1] for name in z.files if name != 'T'}
+        return {name.removeprefix('key.'): z[name][:1].copy() for name in z.files if name != 'T'}
 
 
 def pieces(shards, lengths, key, want, there):
@@ -367,11 +368,16 @@ def make(out, tmp, episode, mask, workers, info, binary, padded, shards, describ
     All episodes into shards, and those into `out`. describe: None, or the entry `latent` of meta.json as a
     function of the first video. Returns the counts of meta.json.
     """
-    n = len(mask)
-    files = {first: shards / f'{first:07d}.npz' for first in range(0, n, SHARD)}
-    todo = [first for first, file in files.items() if not whole(file)]
+    n, begin = len(mask), shards / f'{0:07d}.npz'
+    begun = whole(begin)
     # episode 0 is looked at before the work starts: most mistakes are in all of them, and all must look alike
-    arrays = play(episode, 0, padded) if 0 in todo or describe else first_frames(files[0])
+    arrays = first_frames(begin) if begun and not describe else play(episode, 0, padded)
+    if begun:
+        size = len(load(begin, 'T'))
+    else:
+        size = max(1, min(SHARD, MOST // sum(x.nbytes for x in arrays.values())))
+    files = {first: shards / f'{first:07d}.npz' for first in range(0, n, size)}
+    todo = [first for first, file in files.items() if not (begun if first == 0 else whole(file))]
     A, S = (arrays[key].shape[1] if key in arrays else None for key in ('action', 'state'))
     try:
         check_info(info, A, S)
@@ -380,8 +386,9 @@ def make(out, tmp, episode, mask, workers, info, binary, padded, shards, describ
     with_video = mask if describe else np.ones(n, bool)
     if describe:
         info = info | {'latent': describe(arrays['video'])}
-    jobs = [(episode, first, min(first + SHARD, n), files[first], padded, form(arrays),
-             with_video[first:first + SHARD]) for first in todo]
+    jobs = [(episode, first, min(first + size, n), files[first], padded, form(arrays),
+             with_video[first:first + size]) for first in todo]
+    del arrays                             # of an hour of video they are large
     left = sum(job[2] - job[1] for job in jobs)
     with tqdm(total=n, initial=n - left, desc=str(out), disable=None) as bar:
         run(jobs, workers, bar)

@@ -1,18 +1,22 @@
 """data/lerobot: v2 and v3 trees land number by number, the real set too; what is wrong is one line."""
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, SHARED, one_line, script
+from PIL import Image
 
 from data import writer
 from data.lerobot import prepare as lerobot
 from data.lerobot import reader
+from data.loader import Store
 
 pa = pytest.importorskip('pyarrow')
 pq = pytest.importorskip('pyarrow.parquet')
@@ -57,7 +61,7 @@ def inform(root, **change):
             'observation.state': {'dtype': 'float32', 'shape': [4], 'names': {'motors': [*'abcd']}},
             'action': {'dtype': 'float32', 'shape': [3], 'names': [['d', 'a', 'b']]},
             'reward': {'dtype': 'float32', 'shape': [1], 'names': None},
-            'observation.images.top': {'dtype': 'video', 'shape': [8, 8, 3]}}}
+            'observation.images.top': {'dtype': 'video', 'shape': [24, 32, 3]}}}
     path.write_text(json.dumps({k: v for k, v in (info | change).items() if v is not None}))
 
 
@@ -375,7 +379,7 @@ def pictures(i, T):
     return x
 
 
-def encode(path, frames):
+def encode(path, frames, times=None):
     """20 frames per second, as info.json says; the tests of data/clips look closer at this."""
     av = pytest.importorskip('av')
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -383,12 +387,32 @@ def encode(path, frames):
         stream = container.add_stream('libx264' if 'libx264' in av.codecs_available else 'mpeg4', rate=20)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.bit_rate = 'yuv420p', 10_000_000
-        for x in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(x, format='rgb24')))
+        for t, x in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(x, format='rgb24')
+            picture.pts, picture.time_base = times[t] if times else t, Fraction(1, 20)
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
 
-def filmed(root, make=v2):
+def join(path, films, fps=20):
+    """Films behind one another in one file, and nothing encoded anew: what LeRobot's converter makes."""
+    av = pytest.importorskip('av')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), 'w') as out:
+        stream, before = None, 0
+        for film in films:
+            with av.open(str(film)) as container:
+                source = container.streams.video[0]
+                stream = stream or out.add_stream_from_template(source, opaque=True)
+                shift = before / fps / source.time_base
+                for packet in [packet for packet in container.demux(source) if packet.dts is not None]:
+                    packet.pts, packet.dts = round(packet.pts + shift), round(packet.dts + shift)
+                    packet.stream = stream
+                    out.mux(packet)
+                before += source.frames
+
+
+def filmed(root, make=v2, joined=False):
     """The tree with a film: one per episode, or episodes 3 4 5 in the first file and 0 1 2 in the second."""
     make(root)
     if make is v2:
@@ -401,8 +425,12 @@ def filmed(root, make=v2):
     for k, members in enumerate([(3, 4, 5), (0, 1, 2)]):
         for n, i in enumerate(members):
             where[i] = 0, k, sum(LENGTHS[j] for j in members[:n]) / 20
-        film = np.concatenate([pictures(i, LENGTHS[i]) for i in members])
-        encode(root / FILM3.format(chunk_index=0, video_key=TOP, file_index=k), film)
+        film = root / FILM3.format(chunk_index=0, video_key=TOP, file_index=k)
+        if not joined:
+            encode(film, np.concatenate([pictures(i, LENGTHS[i]) for i in members]))
+            continue
+        for i in members: encode(root / f'{i}.mp4', pictures(i, LENGTHS[i]))
+        join(film, [root / f'{i}.mp4' for i in members])
     for path in root.glob('meta/episodes/*/*.parquet'):
         t = pq.read_table(path, partitioning=None)
         for n, name in enumerate(('chunk_index', 'file_index', 'from_timestamp')):
@@ -472,6 +500,273 @@ def test_no_columns_for_the_film(tmp_path):
     assert '--size=9: of what?' in prepare(tmp_path / 'src', tmp_path / 'out', '--size=9', code=1)[1]
 
 
+# ---- several cameras ----
+
+WRIST, DEPTH = 'observation.images.left.wrist', 'observation.images.depth'
+CELL = pa.struct({'bytes': pa.binary(), 'path': pa.string()})
+TASKS = ['open', 'shut']
+
+
+def noise(i, t): return np.random.default_rng([i, t]).integers(0, 256, (24, 32, 3), np.uint8)
+
+
+def cell(i, t, x=None):
+    """A row of a column of PNG: every other one is a file of the folder."""
+    file = io.BytesIO()
+    Image.fromarray(noise(i, t) if x is None else x).save(file, 'png')
+    return {'bytes': None if t % 2 else file.getvalue(), 'path': f'images/{i}_{t}.png'}
+
+
+def equip(root, path, change=lambda i, t, row: row, kind=CELL):
+    """The parquet file `path` with a column of PNG, and one of tasks; change: what becomes of a row's PNG."""
+    t = pq.read_table(path, partitioning=None)
+    where = [*zip(t['episode_index'].to_pylist(), t['frame_index'].to_pylist())]
+    t = t.append_column(WRIST, pa.array([change(i, k, cell(i, k)) for i, k in where], kind))
+    (root / 'images').mkdir(exist_ok=True)
+    for i, k in where:
+        if k % 2: Image.fromarray(noise(i, k)).save(root / f'images/{i}_{k}.png')
+    save(t.append_column('task_index', pa.array([i % 2 for i, _ in where])), path, row_group_size=3)
+
+
+def describe(root, **change):
+    """The features of info.json: three cameras and what was there; change: {camera: entries}."""
+    known = json.loads((root / 'meta' / 'info.json').read_text())['features']
+    hwc = {'names': ['height', 'width', 'channel']}
+    chw = {'names': ['channel', 'height', 'width']}
+    seen, deep = {'info': {'video.is_depth_map': False}}, {'info': {'is_depth_map': True}}
+    cams = {'top': (TOP, {'dtype': 'video', 'shape': [24, 32, 3]} | hwc | seen),
+            'wrist': (WRIST, {'dtype': 'image', 'shape': [3, 24, 32]} | chw),
+            'depth': (DEPTH, {'dtype': 'video', 'shape': [24, 32, 3]} | hwc | deep)}
+    inform(root, features=known | {'task_index': {'dtype': 'int64', 'shape': [1], 'names': None}} |
+           {column: feature | change.get(name, {}) for name, (column, feature) in cams.items()})
+
+
+def equipped(root, make=v2):
+    """`filmed`, and beside it a camera that keeps PNG, one that sees depth, and two tasks."""
+    filmed(root, make, joined=True)
+    for path in root.glob('data/*/*.parquet'): equip(root, path)
+    describe(root)
+    if make is v2:
+        lines = [json.dumps({'task_index': i, 'task': TASKS[i]}) for i in (1, 0)]
+        (root / 'meta' / 'tasks.jsonl').write_text('\n'.join(lines) + '\n')
+    else:
+        told = pa.table({'task_index': [1, 0], '__index_level_0__': TASKS[::-1]})
+        save(told, root / 'meta' / 'tasks.parquet')
+    return root
+
+
+def npy(out, key, split='train'): return np.load(out / split / f'{key}.npy')
+
+
+@pytest.mark.parametrize('make', [v2, v3])
+def test_cameras_land_beside_their_rows(tmp_path, make):
+    src, out = equipped(tmp_path / 'src', make), tmp_path / 'out'
+    printed, _ = prepare(src, out, '--cameras=all', '--val=2')
+    assert '--cameras=all: depth is a depth map, we leave it out' in printed
+    for split, members in ('train', (0, 1, 3, 4, 5)), ('val', (2,)):
+        top, wrist, task = (npy(out, key, split) for key in ('image.top', 'image.left.wrist', 'task'))
+        where = [(i, t) for i in members for t in range(LENGTHS[i])]
+        want = np.concatenate([pictures(i, LENGTHS[i]) for i in members]).transpose(0, 3, 1, 2)
+        assert top.dtype == np.uint8 and top.shape == want.shape
+        assert abs(top[..., [8, 24]].astype(int) - want[..., [8, 24]]).max() < 9
+        assert np.array_equal(wrist, [noise(i, t).transpose(2, 0, 1) for i, t in where])
+        assert task.dtype == np.int32 and task.tolist() == [i % 2 for i, _ in where]
+    meta = meta_of(out)
+    assert meta['tasks'] == TASKS and '--cameras=all' in meta['command']
+    assert meta['facts'] | {'cameras': ['top', 'left.wrist'], 'height': 24, 'width': 32} == meta['facts']
+    assert 'input' not in meta['facts']                        # there is no `video` for a world model
+    store = Store(str(out), 'train', {'task': range(1), 'image.top': range(-1, 1)})
+    assert store.windows_at([0])['task'].shape == (1, 1)
+
+
+def test_both_layouts_give_the_same_pictures(tmp_path):
+    """A file per episode, or three episodes in one that was not encoded anew."""
+    for make in v2, v3:
+        src = equipped(tmp_path / make.__name__, make)
+        prepare(src, tmp_path / f'{make.__name__}_out', '--cameras=all', '--val=0.3', '--size=9x7')
+    assert len(arrays(tmp_path / 'v2_out')) == 12
+    assert npy(tmp_path / 'v2_out', 'image.top').shape[1:] == (3, 9, 7)
+    assert arrays(tmp_path / 'v2_out') == arrays(tmp_path / 'v3_out')
+    (src / 'meta' / 'tasks.parquet').unlink()
+    tasks = [json.dumps({'task_index': i, 'task': task}) for i, task in enumerate(TASKS)]
+    (src / 'meta' / 'tasks.jsonl').write_text('\n'.join(tasks))             # as its documentation has it
+    prepare(src, tmp_path / 'again', '--cameras=top,left.wrist', '--val=0.3', '--size=9x7')
+    assert arrays(tmp_path / 'v2_out') == arrays(tmp_path / 'again')
+    assert meta_of(tmp_path / 'again')['tasks'] == TASKS == meta_of(tmp_path / 'v3_out')['tasks']
+
+
+def test_some_cameras_in_the_order_asked_for(tmp_path):
+    src = equipped(tmp_path / 'src')
+    prepare(src, tmp_path / 'all', '--cameras=all', '--val=0', '--size=9x7')
+    prepare(src, tmp_path / 'two', f'--cameras={WRIST},top', '--val=0', '--size=9x7', '--episodes=2-4')
+    assert meta_of(tmp_path / 'two')['facts']['cameras'] == ['left.wrist', 'top']
+    rows = slice(sum(LENGTHS[:2]), sum(LENGTHS[:5]))
+    for key in 'image.top', 'image.left.wrist', 'task', 'state':
+        assert np.array_equal(npy(tmp_path / 'two', key), npy(tmp_path / 'all', key)[rows])
+    prepare(src, tmp_path / 'one', '--cameras=top', '--val=0')
+    assert not (tmp_path / 'one' / 'train' / 'image.left.wrist.npy').exists()
+    inform(src, features={'observation.image' if key == TOP else key: feature for key, feature in
+                          json.loads((src / 'meta' / 'info.json').read_text())['features'].items()})
+    (src / 'videos' / 'chunk-000' / TOP).rename(src / 'videos' / 'chunk-000' / 'observation.image')
+    prepare(src, tmp_path / 'image', '--cameras=image', '--val=0', '--episodes=0-3')
+    assert np.array_equal(npy(tmp_path / 'image', 'image.image'), npy(tmp_path / 'one', 'image.top')[:21])
+
+
+def test_one_camera_of_png_for_a_world_model(tmp_path):
+    prepare(equipped(tmp_path / 'src'), tmp_path / 'out', f'--video={WRIST}', '--size=24x32', '--val=0')
+    assert np.array_equal(npy(tmp_path / 'out', 'video')[5:8], [noise(1, t) for t in range(3)])
+    assert not (tmp_path / 'out' / 'train' / 'task.npy').exists()
+    assert meta_of(tmp_path / 'out')['facts']['input'] == 'video'
+
+
+@pytest.mark.parametrize('shape, names, seen', [
+    ([4, 5, 3], None, ((4, 5), '')), ([3, 4, 5], None, ((4, 5), '')), ([3, 5, 3], None, ((3, 5), '')),
+    ([3, 5, 3], ['channels', 'height', 'width'], ((5, 3), '')),
+    ([5, 4, 3], ['width', 'height', 'channel'], ((4, 5), '')), ([3, 4, 5], ['rgb', 'h', 'w'], ((4, 5), '')),
+    ([4, 5, 1], ['height', 'width', 'channel'], ((4, 5), 'has 1 channels')),
+    ([4, 4, 5], ['channels', 'height', 'width'], ((4, 5), 'has 4 channels'))])
+def test_which_side_is_which(shape, names, seen):
+    said = {'dtype': 'video', 'shape': shape, 'names': names}
+    assert reader.view({'features': {TOP: said}}, TOP) == seen
+    assert reader.view({'features': {TOP: said | {'video_info': {'video.is_depth_map': True}}}}, TOP)[1]
+
+
+def png_of_2(change, kind=CELL):
+    """Something else in the column of PNG of episode 2, frame 4."""
+    def spoil(src):
+        save(rows(2, *EPISODES[2]), src / THIRD)
+        equip(src, src / THIRD, lambda i, t, row: change(row) if t == 4 else row, kind)
+    return spoil
+
+
+def tasked(src, numbers):
+    t = pq.read_table(src / THIRD)
+    save(t.set_column(t.column_names.index('task_index'), 'task_index', pa.array(numbers)), src / THIRD)
+
+
+def retold(text): return lambda s: (s / 'meta' / 'tasks.jsonl').write_text(text)
+
+
+def deep(row): return {'bytes': png(np.zeros((24, 32), np.uint16)), 'path': None}
+
+
+def png(x):
+    file = io.BytesIO()
+    Image.fromarray(x).save(file, 'png')
+    return file.getvalue()
+
+
+BAD_CAMERAS = {      # name: (what is done to the good tree, flags, what the line says)
+    'unknown': (lambda s: 0, ['--cameras=top,front'],
+                "--cameras=top,front: no camera 'front'; there are top, left.wrist, depth"),
+    'empty': (lambda s: 0, ['--cameras='], "--cameras=: no camera ''; there are top, left.wrist, depth"),
+    'none': (lambda s: inform(s, features={k: {'dtype': 'float32', 'shape': [n]} for k, n in
+                                           (('observation.state', 4), ('action', 3))}), [],
+             '--cameras=all: the set has no camera that sees three colours'),
+    'twice': (lambda s: 0, [f'--cameras=top,{TOP}'], 'top is in twice'),
+    'video': (lambda s: 0, [f'--video={TOP}'], '--video and --cameras: want one of them'),
+    'depth': (lambda s: 0, ['--cameras=top,depth'], 'depth is a depth map; we keep pictures of three'),
+    'grey': (lambda s: describe(s, top={'shape': [24, 32, 1]}), ['--cameras=top'], 'top has 1 channels; we'),
+    'shape': (lambda s: describe(s, top={'shape': [24, 32]}), [], f'{TOP} has the shape [24, 32]; want'),
+    'sizes': (lambda s: describe(s, wrist={'shape': [3, 12, 48]}), [],
+              '--cameras: top is 24x32, left.wrist 12x48; want one size, like --size=12x48'),
+    'other size': (lambda s: describe(s, top={'shape': [12, 48, 3]}, wrist={'shape': [3, 12, 48]}), [],
+                   'in 24x32, meta/info.json says 12x48; --size=12x48 makes it so'),
+    'size': (lambda s: 0, ['--size=big'], '--size=big: want 32'),
+    'names': (lambda s: describe(s) or inform(s, features=json.loads((s / 'meta' / 'info.json').read_text())[
+              'features'] | {'top': {'dtype': 'image', 'shape': [24, 32, 3]}}), [],
+              'observation.images.top and top would have one name here; rename one'),
+    'missing': (lambda s: (s / film_of(2)).unlink(), [],
+                'episode_000002.mp4 is missing; fetch it, or name the episodes that are there: --episodes='),
+    'cut': (lambda s: (s / film_of(2)).write_bytes((s / film_of(2)).read_bytes()[:-400]), [], 'episode 2: '),
+    'short': (lambda s: encode(s / film_of(2), pictures(2, 8)), [],
+              'episode_000002.mp4 holds 8 frames of episode 2; its table has 9 rows'),
+    'long': (lambda s: encode(s / film_of(2), pictures(2, 11)), [], 'holds 11 frames of episode 2; its'),
+    'gap': (lambda s: encode(s / film_of(2), pictures(2, 9), [0, 1, 2, 3, 4, 6, 7, 8, 9]), [],
+            'episode_000002.mp4: frame 5 is damaged, missing or there twice'),
+    'no column': (lambda s: save(rows(2, *EPISODES[2]), s / THIRD), [],
+                  f'episode_000002.parquet has no column {WRIST}; there are'),
+    'png': (png_of_2(lambda row: {'bytes': b'no picture', 'path': None}), [],
+            f'{WRIST} of frame 4 cannot be read (no PNG or JPEG)'),
+    'png cut': (png_of_2(lambda row: {'bytes': row['bytes'][:999], 'path': None}), [],
+                f'{WRIST} of frame 4 cannot be read'),
+    'png deep': (png_of_2(deep), [], 'of frame 4 has more than 8 bits per colour'),
+    'png size': (png_of_2(lambda row: {'bytes': png(np.zeros((8, 9, 3), np.uint8)), 'path': None}), [],
+                 f'shows {WRIST} in 8x9, meta/info.json says 24x32; --size=24x32'),
+    'png nowhere': (png_of_2(lambda row: {'bytes': None, 'path': 'images/gone.png'}), [],
+                    'images/gone.png cannot be read ('),
+    'png no path': (png_of_2(lambda row: {'bytes': None, 'path': None}), [], 'of frame 4 is no picture, nor'),
+    'png nothing': (png_of_2(lambda row: None), [], 'of frame 4 is no picture, nor does it name a file'),
+    'png outside': (png_of_2(lambda row: {'bytes': None, 'path': '../src/images/2_1.png'}), [],
+                    'of frame 4 is no picture, nor does it name a file of this folder'),
+    'png absolute': (png_of_2(lambda row: {'bytes': None, 'path': '/etc/2_1.png'}), [],
+                     'of frame 4 is no picture, nor does it name a file of this folder'),
+    'no task': (lambda s: tasked(s, [0] * 8 + [2]), [],
+                'task_index of episode 2 is none of the 2 of meta/tasks'),
+    'half a task': (lambda s: tasked(s, [0.5] * 9), [], 'task_index of episode 2 is none of the 2'),
+    'task unknown': (lambda s: tasked(s, [None] * 9), [], 'task_index of episode 2 is none of the 2'),
+    'no tasks': (lambda s: (s / 'meta' / 'tasks.jsonl').unlink(), [], 'tasks.jsonl: No such file'),
+    'tasks': (retold('{"task_index": 1, "task": "a"}'), [], 'want a text `task` for each task_index, 0, 1,'),
+    'tasks twice': (retold('{"task_index": 0, "task": "a"}\n' * 2), [], 'want a text `task` for each'),
+    'tasks odd': (retold('{"task_index": [0], "task": "a"}'), [], 'want a text `task` for each'),
+    'task text': (retold('{"task_index": 0, "task": 7}'), [], 'want a text `task` for each task_index')}
+
+
+@pytest.mark.parametrize('name', BAD_CAMERAS)
+def test_bad_cameras_are_one_line(tmp_path, name):
+    change, flags, says = BAD_CAMERAS[name]
+    src = equipped(tmp_path / 'src')
+    change(src)
+    _, err = prepare(src, tmp_path / 'out', '--val=0', '--cameras=all', *flags, code=1)
+    assert says in one_line(err) and not (tmp_path / 'out').exists()
+
+
+def test_a_film_of_many_that_is_cut(tmp_path):
+    src = equipped(tmp_path / 'src', v3)
+    film = src / FILM3.format(chunk_index=0, video_key=TOP, file_index=1)
+    encode(film, np.concatenate([pictures(i, LENGTHS[i]) for i in (0, 1, 2)])[:-2])
+    _, err = prepare(src, tmp_path / 'out', '--cameras=top', '--val=0', code=1)
+    assert 'file-001.mp4 ends after 15 frames, want 17; was it cut short?' in one_line(err)
+
+
+@pytest.mark.parametrize('obs', ['image', 'state'])
+@pytest.mark.parametrize('model', ['act', 'diffusion_policy'])
+def test_policies_train_on_it(tmp_path, obs, model):
+    """What the data say of cameras fills the Config; a policy that sees none trains on them as well."""
+    small = {'act': ['--chunk_size=4', '--n_action_steps=4', '--dim_model=32', '--n_heads=2', '--dropout=0',
+                     '--dim_feedforward=32', '--n_encoder_layers=1', '--n_vae_encoder_layers=1'],
+             'diffusion_policy': ['--horizon=4', '--n_action_steps=2', '--down_dims=16,32', '--n_groups=4',
+                                  '--diffusion_step_embed_dim=16', '--drop_n_last_frames=0']}[model]
+    prepare(equipped(tmp_path / 'src'), tmp_path / 'toy', '--cameras=all', '--val=2')
+    train = ['train.py', f'--model={model}', f'--obs={obs}', '--dataset=toy', f'--data_dir={tmp_path}',
+             f'--out_dir={tmp_path}/run', '--batch_size=3', '--val_batches=1', '--device=cpu', *small]
+    script(*train, '--max_steps=2')
+    said, _ = script(*train, '--max_steps=3', '--resume=True')
+    assert 'step 3/3' in said and np.isfinite(last_loss(tmp_path))
+    meta = json.loads((tmp_path / 'run' / 'step_0000003' / 'meta.json').read_text())
+    saw = {'cameras': ['top', 'left.wrist'], 'height': 24, 'width': 32, 'action_dim': 3, 'state_dim': 4}
+    assert meta['model_config'] | saw == meta['model_config']
+    assert '--cameras' in script(*train, '--cameras=top', code=2)[1]            # the data decide that
+
+
+@pytest.mark.parametrize('config, dataset', [('g1_act_cpu', 'lerobot_g1cam'), ('g1_act_state', 'lerobot_g1')])
+def test_configs_of_act(tmp_path, config, dataset):
+    """As they are but for the steps; without data they say how to make them, with pictures or without."""
+    train = ['train.py', f'config/{config}.py', f'--data_dir={tmp_path}', f'--out_dir={tmp_path}/run',
+             '--max_steps=2', '--val_batches=1', '--device=cpu']
+    flags = '--cameras=all ' * (dataset == 'lerobot_g1cam')
+    way = f'make it: python data/lerobot/prepare.py --src=PATH {flags}--out={tmp_path}/{dataset}'
+    assert one_line(script(*train, code=2)[1]) == f'{tmp_path}/{dataset}/meta.json not found; {way}'
+    prepare(equipped(tmp_path / 'src'), tmp_path / dataset, *flags.split(), '--val=2')
+    script(*train)
+    assert np.isfinite(last_loss(tmp_path))
+
+
+def last_loss(root):
+    lines = [json.loads(line) for line in (root / 'run' / 'logs.json.txt').read_text().splitlines()]
+    return [line['val/loss'] for line in lines if 'val/loss' in line][-1]
+
+
 @pytest.mark.skipif(not os.path.exists(G1), reason='needs ../shared')
 def test_the_films_of_the_real_set(tmp_path):
     """Six files of a Unitree G1, AV1 at 30 Hz: as many frames as rows everywhere, and one read to its end."""
@@ -486,3 +781,29 @@ def test_the_films_of_the_real_set(tmp_path):
     assert video.shape == (343, 24, 32, 3) and 60 < video.mean() < 200
     change = abs(np.diff(video.astype(int), axis=0)).mean((1, 2, 3))
     assert change.max() < 20 and change.mean() > 0.1                   # it moves, and never jumps
+
+
+@pytest.mark.skipif(not os.path.exists(G1), reason='needs ../shared')
+def test_real_films_in_one_file(tmp_path):
+    """Two films of AV1, copied into one mp4 of a v3.0 set: every byte of what comes out is the same."""
+    camera, members, root = 'observation.images.cam_high', (2, 4), tmp_path / 'v3'
+    info, files = reader.layout(G1)
+    tables = [pq.read_table(files[i][0], partitioning=None) for i in members]
+    for k, t in enumerate(tables):
+        at = t.column_names.index('episode_index')
+        tables[k] = t.set_column(at, 'episode_index', pa.array([k] * len(t)))
+    save(pa.concat_tables(tables), root / V3.format(chunk_index=0, file_index=0))
+    lengths = [files[i][1] for i in members]
+    start = {'from_timestamp': [0.0, lengths[0] / 30], 'chunk_index': [0, 0], 'file_index': [0, 0]}
+    save(pa.table({'episode_index': [0, 1], 'length': lengths, 'data/chunk_index': [0, 0],
+                   'data/file_index': [0, 0], **{f'videos/{camera}/{k}': x for k, x in start.items()}}),
+         root / 'meta' / 'episodes' / 'chunk-000' / 'file-000.parquet')
+    save(pa.table({'task_index': [0], '__index_level_0__': ['x']}), root / 'meta' / 'tasks.parquet')
+    inform(root, **info | {'codebase_version': 'v3.0', 'total_episodes': 2, 'data_path': V3,
+                           'video_path': FILM3})
+    join(root / FILM3.format(chunk_index=0, video_key=camera, file_index=0),
+         [reader.films(G1, camera)[i][0] for i in members], fps=30)
+    flags = '--cameras=cam_high', '--size=24x32', '--val=1'
+    prepare(G1, tmp_path / 'a', *flags, '--episodes=2,4')
+    prepare(root, tmp_path / 'b', *flags)
+    assert arrays(tmp_path / 'a') == arrays(tmp_path / 'b') and len(arrays(tmp_path / 'a')) == 10

@@ -220,6 +220,7 @@ def test_missing_folder(tmp_path, monkeypatch):
     ('data/arx5_default/', 'arx5/prepare.py --out=data/arx5_default/'),
     ('data/lerobot_g1', 'lerobot/prepare.py --src=PATH --out=data/lerobot_g1'),
     ('data/lerobot_g1video', 'lerobot/prepare.py --src=PATH --video=CAMERA --out=data/lerobot_g1video'),
+    ('data/lerobot_g1cam', 'lerobot/prepare.py --src=PATH --cameras=all --out=data/lerobot_g1cam'),
     ('data/clips_size', 'clips/prepare.py --src=PATH --out=data/clips_size'),          # --size wants a value
     ('data/wall', 'wall/prepare.py')])                     # the folder of the code, which has a default
 def test_how_to_make_it(folder, command):
@@ -282,13 +283,15 @@ def robot(tmp_path_factory):
         rng = np.random.default_rng(i)
         action = rng.normal(size=(6, 2)).astype(np.float32)
         action[-1] = 0
-        return {'video': rng.integers(0, 256, (6, 4, 5, 3), np.uint8), 'action': action,
-                'state': rng.normal(size=(6, 3)).astype(np.float32)}
+        video = rng.integers(0, 256, (6, 4, 5, 3), np.uint8)
+        return {'video': video, 'action': action, 'state': rng.normal(size=(6, 3)).astype(np.float32),
+                'image.top': video.transpose(0, 3, 1, 2)}
     folder = tmp_path_factory.mktemp('robot') / 'robot'
     groups = {'joint': {'dims': [0, 1], 'unit': 'rad'},
               'speed': {'dims': [2], 'unit': '', 'rate_of': 'joint'}}
     write(folder, episode, 6, seed=0, val='1-2', workers=1, command='tests',
-          info={'fps': 5, 'q_index': [0, 1], 'groups': groups, 'action_arrows': [[1, 0], [0, 1]]})
+          info={'fps': 5, 'q_index': [0, 1], 'groups': groups, 'action_arrows': [[1, 0], [0, 1]],
+                'facts': {'cameras': ['top']}})
     return folder
 
 
@@ -323,6 +326,9 @@ BAD_META = [                   # what is done to a good one, what the line says
     (put('facts', 'height', 5), 'height, width, channels = [5, 5, 3]'),
     (drop('facts', 'width'), '[4, None, 3]'),
     (put('facts', 'channels', 1), 'channels = [4, 5, 1]'),
+    (put('facts', 'cameras', ['top', 'left']), "cameras = ['top', 'left']; want the <name> of each train/im"),
+    (put('facts', 'cameras', 'top'), "cameras = 'top'"),
+    (put('files', 'train/image.top.npy', 'shape', [24, 3, 4, 9]), '[4, 5], but train/image.top.npy is'),
     (put('files', '../x.npy', {}), "'../x.npy' is not <split>/<key>.npy"),
     (put('files', 'train/action.npy', 7), 'train/action.npy has no shape'),
     (put('files', 'train/action.npy', 'shape', [-1, 2]), 'has the shape [-1, 2]'),

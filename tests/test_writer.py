@@ -152,6 +152,33 @@ def test_resume_after_interrupt(tmp_path, monkeypatch):
     assert asked == [16]                   # the first two shards were not made again
 
 
+@pytest.mark.parametrize('most, shards', [(1, range(21)), (400, range(0, 21, 2)), (10**6, (0, 8, 16))])
+def test_shards_are_bounded_in_bytes(tmp_path, monkeypatch, most, shards):
+    """Episode 0 has 2 frames, 76 bytes each. Large ones go alone; nobody sees it in what comes out."""
+    want = make(tmp_path / 'want')
+    monkeypatch.setattr(writer, 'MOST', most)
+    with monkeypatch.context() as m:
+        begun = stop_after(m, 2)
+        with pytest.raises(SystemExit, match='stopped'): make(tmp_path / 'set')
+    with monkeypatch.context() as m:
+        rest = stop_after(m, 99)
+        assert make(tmp_path / 'set') == want
+    assert begun + rest == [*shards]
+    assert make(tmp_path / 'two', workers=2) == want
+
+
+def test_the_first_shard_may_come_last(tmp_path, monkeypatch):
+    """Workers finish in any order: without it the first episode says again how many there are in one."""
+    want = make(tmp_path / 'want')
+    monkeypatch.setattr(writer, 'MOST', 400)
+    with monkeypatch.context() as m:
+        stop_after(m, 3)
+        with pytest.raises(SystemExit): make(tmp_path / 'set')
+    next((tmp_path / 'set.tmp').rglob('0000000.npz')).unlink()
+    asked = stop_after(monkeypatch, 99)
+    assert make(tmp_path / 'set') == want and asked == [0, *range(6, 21, 2)]
+
+
 @pytest.mark.parametrize('other', [{'seed': 1, 'episode': partial(toy, seed=1)}, {'n': 20},
                                    {'command': 'toy.py -x'}, {'sources': [('a.parquet', 7, 8)]}])
 def test_other_settings_do_not_reuse_shards(tmp_path, monkeypatch, other):
@@ -390,10 +417,11 @@ def test_limit(tmp_path):
 
 def test_val_range():
     assert np.flatnonzero(writer.split(100, '85-99', 0)).tolist() == list(range(85, 100))
-    assert np.flatnonzero(writer.split(100, '3-3', 7)).tolist() == [3]
+    for val in '3-3', '3', 3: assert np.flatnonzero(writer.split(100, val, 7)).tolist() == [3]
+    assert not writer.split(100, '0', 7).any()               # a share of nothing, not the first episode
 
 
-@pytest.mark.parametrize('val', ['85-100', '9-3', '1.0', '-0.1', 'all', '0-99', '1.2.3', ''])
+@pytest.mark.parametrize('val', ['85-100', '100', '9-3', '1.0', '-0.1', 'all', '0-99', '1.2.3', ''])
 def test_val_refused(val):
     with pytest.raises(SystemExit, match='--val'): writer.split(100, val, 0)
 

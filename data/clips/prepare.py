@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.clips.actions import read  # noqa: E402
-from data.clips.reader import film, find, look, pictures, told  # noqa: E402
-from data.video import sides  # noqa: E402
+from data.clips.reader import film, find, look, pictures  # noqa: E402
+from data.video import sides, told  # noqa: E402
 from data.writer import at_least, common, flags, write  # noqa: E402
 
 FPS = 10               # of pictures, which do not say

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from data.video import frames, probe, resize
+from data.video import frames, picture, probe, resize, told
 
 VIDEOS = '.mp4', '.webm', '.gif', '.mkv', '.mov', '.avi', '.m4v'
 PICTURES = '.png', '.jpg', '.jpeg'
@@ -27,11 +26,6 @@ def natural(path):
 def pictures(folder):
     """The pictures of a folder, in order."""
     return sorted((p for p in folder.iterdir() if p.suffix.lower() in PICTURES), key=natural)
-
-
-def told(shape):
-    """(48, 64, 3) -> '48x64', as --size takes it."""
-    return f'{shape[0]}x{shape[1]}'
 
 
 def find(src):
@@ -51,17 +45,6 @@ def find(src):
         hint = '; one clip is a folder of them, so --src wants the folder above' if pictures(src) else ''
         sys.exit(f'--src={src}: no clip ({", ".join(VIDEOS)}) and no folder of PNG or JPEG in it{hint}')
     return clips
-
-
-def picture(path):
-    """A PNG or JPEG as (H, W, 3) uint8."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(('I', 'F')):
-                raise ValueError(f'{path} has more than 8 bits per colour; write it as 8 bits')
-            return np.asarray(image.convert('RGB'))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise ValueError(f'{path} cannot be read ({e})') from None
 
 
 def look(path):

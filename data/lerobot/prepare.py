@@ -1,11 +1,13 @@
 """
-Recordings of robots in the LeRobot format: states and actions, with --video also what one camera saw.
+Recordings of robots in the LeRobot format: states and actions, and what cameras saw.
     python data/lerobot/prepare.py --src=../g1_lerobot --out=data/lerobot_g1 --val=85-99 --group arm=0-13:rad
+    ... --out=data/lerobot_g1cam --cameras=all --size=96x128 --episodes=1,2,4,5,7,8           for policies
     ... --out=data/lerobot_g1video --video=observation.images.cam_high --episodes=1,2,4,5,7,8 --relative
 
 A row is a frame: state[t] is measured, action[t] is taken at frame t. Nothing is missing after the last
 frame: its action was sent to the robot and is kept. reader.py reads the files; here we ask which entries of
-the state belong together (groups), and which of them the actions command (q_index).
+the state belong together (groups), which of them the actions command (q_index), and which cameras to keep:
+--video makes the `video` of world models, --cameras an `image.<name>` for each of a policy's cameras.
 """
 import hashlib
 import re
@@ -14,8 +16,8 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from data.lerobot.reader import episode, films, layout, width  # noqa: E402
-from data.video import sides  # noqa: E402
+from data.lerobot.reader import cameras, episode, features, films, layout, tasks, view, width  # noqa: E402
+from data.video import sides, told  # noqa: E402
 from data.writer import common, flags, write  # noqa: E402
 
 
@@ -72,6 +74,60 @@ def commanded(flag, states, actions, S, A):
           'says which')
 
 
+def kept(info, text):
+    """--cameras: {name: column} of those that are named, in this order, or of all that see three colours."""
+    there = cameras(info)
+    names = {column: name for name, column in there.items()}
+    wanted = there if text == 'all' else [names.get(part, part) for part in text.split(',')]
+    found = {}
+    for name in wanted:
+        if name not in there:
+            sys.exit(f'--cameras={text}: no camera {name!r}; there are {", ".join(there) or "none"}')
+        if name in found:
+            sys.exit(f'--cameras={text}: {name} is in twice')
+        odd = view(info, there[name])[1]
+        if odd and text == 'all':
+            print(f'--cameras=all: {name} {odd}, we leave it out')
+        elif odd:
+            sys.exit(f'--cameras={text}: {name} {odd}; we keep pictures of three colours')
+        else:
+            found[name] = there[name]
+    if not found:
+        sys.exit(f'--cameras={text}: the set has no camera that sees three colours')
+    return found
+
+
+def one_size(info, found):
+    """(height, width) of cameras {name: column}, who must agree."""
+    shapes = {name: view(info, column)[0] for name, column in found.items()}
+    first, shape = next(iter(shapes.items()))
+    for name, other in shapes.items():
+        if other != shape:
+            sys.exit(f'--cameras: {first} is {told(shape)}, {name} {told(other)}; want one size, like '
+                     f'--size={told(min(shape, other))}')
+    return shape
+
+
+def watched(args, info):
+    """--video, --cameras, --size -> {key: column of a camera}, (height, width) or None: as it is, facts."""
+    if args.video is not False and args.cameras is not False:
+        sys.exit('--video and --cameras: want one of them, --video for world models, --cameras for policies')
+    if args.cameras is not False:
+        found, size = kept(info, args.cameras), sides(args.size)
+        H, W = size or one_size(info, found)
+        facts = {'cameras': [*found], 'height': H, 'width': W}
+        return {f'image.{name}': column for name, column in found.items()}, size, facts
+    if args.video is not False:
+        columns = [*cameras(info).values()]
+        if args.video not in columns:
+            sys.exit(f'--video={args.video}: no such camera; there are {", ".join(columns) or "no videos"}')
+        args.size = args.size or '32'
+        return {'video': args.video}, sides(args.size), {}
+    if args.size:
+        sys.exit(f'--size={args.size}: of what? --video=CAMERA or --cameras=all says which pictures to read')
+    return {}, None, {}
+
+
 def sources(files):
     """Name, size and time of each file: what was fetched anew must not be mixed with what was read before."""
     found = []
@@ -95,7 +151,9 @@ def main():
     p.add_argument('--relative', action='store_true',
                    help='keep action - state of what is commanded: how far to go from here')
     p.add_argument('--video', default=False, help='camera, a column like observation.images.cam_high')
-    p.add_argument('--size', default=False, help='of its pictures: 32, or 24x32, height x width (default 32)')
+    p.add_argument('--cameras', default=False, help='all, or some of them, like cam_high,cam_left')
+    p.add_argument('--size', default=False,
+                   help='32, or 24x32, height x width (default: 32 of --video, --cameras as they are)')
     p.add_argument('--episodes', default=False, help='keep these, like 1,2,4-5; --val then counts the kept')
     args = p.parse_args()
     info, files = layout(args.src)
@@ -104,13 +162,10 @@ def main():
         chosen = indices(args.episodes, len(files), f'--episodes={args.episodes}', 'the set has the episodes')
     if len(set(chosen)) < len(chosen):
         sys.exit(f'--episodes={args.episodes}: some are in twice')
-    if args.size and not args.video:
-        sys.exit(f'--size={args.size}: of what? --video=CAMERA says which pictures to read')
-    if args.video:
-        args.size = args.size or '32'
     S, A = (width(info, column) for column in (args.state, args.action))
     states, actions = (entries(info['features'][column].get('names'), n)
                        for column, n in ((args.state, S), (args.action, A)))
+    seen, size, facts = watched(args, info)
     groups, q_index = grouped(args.group, S), commanded(args.q_index, states, actions, S, A)
     units = ', '.join(f"{name} {g['unit']}" for name, g in groups.items() if g['unit'])
     src = Path(args.src).resolve()
@@ -123,13 +178,19 @@ def main():
         sys.exit('--relative: which state does each action command? --q_index=0,1,... says so')
     if q_index is not None and not args.relative:              # what is relative commands no state any more
         about['q_index'] = q_index
+    if facts:
+        about['facts'] = facts
+    if args.cameras and 'task_index' in features(info):
+        about['tasks'] = tasks(args.src)
     args.group = ' --group='.join(args.group) or False         # as one would type it again
-    read_one = partial(episode, src=args.src, state=args.state, action=args.action, camera=args.video,
-                       size=sides(args.size), chosen=chosen, relative=q_index if args.relative else None)
+    read_one = partial(episode, src=args.src, state=args.state, action=args.action, seen=seen, size=size,
+                       chosen=chosen, relative=q_index if args.relative else None,
+                       n_tasks=len(about.get('tasks', [])))
     wanted = chosen[:args.limit] if args.limit > 0 else chosen
     read = [files[i][0] for i in wanted]
-    if args.video:
-        read += [films(args.src, args.video)[i][0] for i in wanted]
+    for column in seen.values():
+        if features(info)[column]['dtype'] == 'video':
+            read += [films(args.src, column)[i][0] for i in wanted]
     write(args.out, read_one, len(chosen), info=about, padded=(), sources=sources(read),
           **common(args, __file__))
 

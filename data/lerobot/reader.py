@@ -4,17 +4,22 @@ The LeRobot format, v2.0, v2.1 and v3.0: where an episode lies, and what its row
     v2.x   a file per episode        data/chunk-000/episode_000007.parquet     lengths in meta/episodes.jsonl
     v3.0   many episodes per file    data/chunk-000/file-000.parquet           who is where in meta/episodes/
 
+A camera of dtype video is a column of info.json without one in the parquet files: its pictures lie in mp4s.
+One of dtype image has its column there, a PNG in every row.
+
 Whatever a set says is checked, and what is wrong with it is one line that names the file. `layout` knows
-where an episode lies, `films` where the pictures of one camera do, `episode` reads both.
+where an episode lies, `films` where the videos of one camera do, `episode` reads both.
 """
+import io
 import json
+import re
 import sys
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from data.video import frames
+from data.video import decoded, picture, resize, told
 
 VERSIONS = 'v2.0', 'v2.1', 'v3.0'
 
@@ -34,8 +39,11 @@ def records(path):
     return found
 
 
-def read(path, columns, **only):
-    """Columns of a parquet file as a pyarrow table. Row groups without what `only` asks for stay on disk."""
+def read(path, columns=None, **only):
+    """
+    Columns (None: all) of a parquet file as a pyarrow table. Row groups without what `only` asks for stay on
+    disk.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -43,7 +51,7 @@ def read(path, columns, **only):
         sys.exit("LeRobot data need: pip install -e '.[lerobot]'")
     try:
         there = pq.read_schema(path).names
-        for c in columns:
+        for c in columns or ():
             if c not in there:
                 sys.exit(f'{path} has no column {c}; there are {", ".join(there)}')
         return pq.read_table(path, columns=columns, partitioning=None, **only)
@@ -112,11 +120,8 @@ def place(src, info, key, row):
 
 @cache
 def films(src, camera):
-    """(video file, its first frame) of every episode."""
+    """(video file, its first frame) of every episode. camera: a column of dtype video."""
     info, files = layout(src)
-    cameras = [name for name, feature in info['features'].items() if feature.get('dtype') == 'video']
-    if camera not in cameras:
-        sys.exit(f'--video={camera}: no such camera; there are {", ".join(cameras) or "no videos"}')
     v3, start = info['codebase_version'] == 'v3.0', f'videos/{camera}/from_timestamp'
     rows = rows_v3(src, f'videos/{camera}', start) if v3 else rows_v2(src, info)
     try:
@@ -127,27 +132,123 @@ def films(src, camera):
         sys.exit(f'{src}/meta does not tell where the videos of {camera} are ({e}); fetch it again')
 
 
+def features(info):
+    """The columns of info.json: {name: what it says of it}."""
+    found = info['features']
+    if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
+        sys.exit('meta/info.json: features are no objects; fetch it again')
+    return found
+
+
 def width(info, column):
     """How many numbers info.json promises in every row of the column."""
-    features = info['features']
-    if not isinstance(features, dict) or not all(isinstance(v, dict) for v in features.values()):
-        sys.exit('meta/info.json: features are no objects; fetch it again')
-    names = [k for k, v in features.items() if v.get('dtype') not in ('video', 'image')]
+    names = [k for k, v in features(info).items() if v.get('dtype') not in ('video', 'image')]
     if column not in names:
         sys.exit(f'meta/info.json has no column {column}; there are {", ".join(names)}')
-    shape = features[column].get('shape')
+    shape = info['features'][column].get('shape')
     if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1:
         sys.exit(f'{column} has shape {shape} per frame; we want one dimension')
     return shape[0]
 
 
-def episode(k, src, state, action, camera, size, chosen, relative=None):
-    """Episode chosen[k]: {'state': (T, S), 'action': (T, A)} float32, with a camera also 'video'
-    (T, H, W, 3) uint8. relative: the entries of the state from which the action shall be measured. What is
-    wrong with the set ends the run."""
+def cameras(info):
+    """{name: column} of what films, in the order of info.json. observation.images.NAME is called NAME."""
+    columns = [k for k, v in features(info).items() if v.get('dtype') in ('video', 'image')]
+    names = [re.sub(r'observation\.(images\.)?', '', column) for column in columns]
+    names = [re.sub(r'[^\w.]', '_', name) for name in names]            # they become names of files
+    twice = [column for name, column in zip(names, columns) if names.count(name) > 1]
+    if twice:
+        sys.exit(f'meta/info.json: {" and ".join(twice)} would have one name here; rename one of them')
+    return dict(zip(names, columns))
+
+
+def view(info, column):
+    """(height, width) of a camera's pictures, and why we cannot keep them, in words, or ''."""
+    feature = info['features'][column]
+    shape, names = feature.get('shape'), feature.get('names')
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+        sys.exit(f'meta/info.json: {column} has the shape {shape}; want height, width and colours')
+    axes = [0, 1, 2] if shape[2] == 3 else [1, 2, 0]               # unless it says which is which
+    if isinstance(names, list) and len(names) == 3 and 'height' in names and 'width' in names:
+        axes = [names.index('height'), names.index('width')]
+        axes += {0, 1, 2} - {*axes}
+    H, W, C = (shape[axis] for axis in axes)
+    notes = [x for x in (feature, feature.get('info'), feature.get('video_info')) if isinstance(x, dict)]
+    if any(value and key.endswith('is_depth_map') for note in notes for key, value in note.items()):
+        return (H, W), 'is a depth map'
+    return (H, W), '' if C == 3 else f'has {C} channels'
+
+
+def tasks(src):
+    """The texts of the tasks, by their numbers. v3.0 keeps them in a parquet file, often as its index."""
+    path = Path(src, 'meta', 'tasks.parquet')
+    if path.exists():
+        rows = read(path).to_pylist()
+    else:
+        path = path.with_suffix('.jsonl')
+        rows = records(path)
+    texts = {row['task_index']: row.get('task', row.get('__index_level_0__')) for row in rows
+             if type(row.get('task_index')) is int}
+    if {*texts} != {*range(len(rows))} or not all(isinstance(text, str) for text in texts.values()):
+        sys.exit(f'{path}: want a text `task` for each task_index, 0, 1, ...; fetch it again')
+    return [texts[i] for i in range(len(texts))]
+
+
+def still(cell, src, name):
+    """A picture as a parquet file holds it: {bytes, path}, a PNG or where one lies in the folder."""
+    data, path = (cell.get(key) for key in ('bytes', 'path')) if isinstance(cell, dict) else (None, None)
+    if isinstance(data, bytes):
+        return picture(io.BytesIO(data), name)
+    if not isinstance(path, str) or Path(path).is_absolute() or '..' in Path(path).parts:
+        raise ValueError(f'{name} is no picture, nor does it name a file of this folder')
+    return picture(Path(src, path))
+
+
+def pictures(i, src, column, size, table, order):
+    """Episode i through one camera: the file, and its pictures one by one, (H, W, 3) uint8, resized."""
+    info, files = layout(src)
+    path, T = files[i]
+    if info['features'][column]['dtype'] == 'image':
+        cells = ((t, table[column][int(row)].as_py()) for t, row in enumerate(order))
+        return path, (resize(still(cell, src, f'{path}: {column} of frame {t}'), size) for t, cell in cells)
+    film, first = films(src, column)[i]
+    # a file of its own (v2.x) is read to its end: it must not hold more frames than there are rows either
+    count = T if info['codebase_version'] == 'v3.0' else 0
+    return film, decoded(film, size, first, count, info['fps'])
+
+
+def watch(i, src, key, column, size, table, order):
+    """What it sees, in one array: (T, H, W, 3) for `video`, else a plane per colour, (T, 3, H, W)."""
+    info, files = layout(src)
+    T, shape, n = files[i][1], size or view(info, column)[0], 0
+    flat = key == 'video'
+    x = np.empty((T, *shape, 3) if flat else (T, 3, *shape), np.uint8)
+    file, seen = pictures(i, src, column, size, table, order)
+    try:
+        for n, one in enumerate(seen, 1):
+            if one.shape[:2] != shape:
+                raise ValueError(f'{file} shows {column} in {told(one.shape)}, meta/info.json says '
+                                 f'{told(shape)}; --size={told(shape)} makes it so')
+            if n <= T:
+                x[n - 1] = one if flat else one.transpose(2, 0, 1)
+    except ValueError as e:
+        sys.exit(f'episode {i}: {e}')
+    if n != T:
+        sys.exit(f'{file} holds {n} frames of episode {i}; its table has {T} rows')
+    return x
+
+
+def episode(k, src, state, action, seen, size, chosen, relative=None, n_tasks=0):
+    """
+    Episode chosen[k]: {'state': (T, S), 'action': (T, A)} float32. seen {key: column of a camera}: pictures
+    besides, uint8, see `watch`. n_tasks > 0: `task` (T,) int32, below it. relative: the entries of the state
+    from which the action shall be measured. What is wrong with the set ends the run.
+    """
     i, (info, files) = chosen[k], layout(src)
     path, T = files[i]
-    table = read(path, ['frame_index', state, action], filters=[('episode_index', '=', i)])
+    more = [column for column in seen.values() if info['features'][column]['dtype'] == 'image']
+    more += ['task_index'] if n_tasks else []
+    table = read(path, ['frame_index', state, action, *more], filters=[('episode_index', '=', i)])
     frame = table['frame_index'].to_numpy()
     order = np.argsort(frame)
     if len(frame) != T or T == 0:
@@ -169,14 +270,11 @@ def episode(k, src, state, action, camera, size, chosen, relative=None):
         arrays[key] = x
     if relative is not None:
         arrays['action'] = arrays['action'] - arrays['state'][:, relative]
-    if camera:
-        film, first = films(src, camera)[i]
-        # a file of its own (v2.x) is read to its end: it must not hold more frames than there are rows either
-        count = T if info['codebase_version'] == 'v3.0' else 0
-        try:
-            arrays['video'] = frames(film, size, first, count, info['fps'])
-        except ValueError as e:
-            sys.exit(f'episode {i}: {e}')
-        if len(arrays['video']) != T:
-            sys.exit(f'{film} holds {len(arrays["video"])} frames of episode {i}; its table has {T} rows')
+    for key, column in seen.items():
+        arrays[key] = watch(i, src, key, column, size, table, order)
+    if n_tasks:
+        task = table['task_index'].to_numpy()[order]
+        if task.dtype.kind != 'i' or not ((0 <= task) & (task < n_tasks)).all():
+            sys.exit(f'{path}: task_index of episode {i} is none of the {n_tasks} of meta/tasks')
+        arrays['task'] = task.astype(np.int32)
     return arrays
