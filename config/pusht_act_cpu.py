@@ -15,12 +15,12 @@ n_vae_encoder_layers = 2
 dropout = 0.0                 # of so few steps, none is to spare
 
 batch_size = 64
-max_steps = 1600
+max_steps = 3200
 lr = 1e-3
 lr_schedule = 'cosine'
 warmup_steps = 100
 weight_decay = 1e-4
 grad_clip = 10.0
 ema_decay = 0.999
-val_every = 400
-save_every = 400
+val_every = 800
+save_every = 800

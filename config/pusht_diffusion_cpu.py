@@ -11,7 +11,7 @@ noise_scheduler_type = 'DDIM'
 num_inference_steps = 10
 
 batch_size = 64
-max_steps = 2600
+max_steps = 6000
 lr = 1e-3
 lr_schedule = 'cosine'
 warmup_steps = 100
@@ -19,5 +19,5 @@ weight_decay = 1e-6
 betas = (0.95, 0.999)
 grad_clip = 10.0
 ema_decay = 0.999
-val_every = 650
-save_every = 650
+val_every = 1500
+save_every = 1500
