@@ -156,6 +156,8 @@ def find(path, which='latest'):
 
 def reason_of(error):
     """An exception in few words; of torch's unpickling advice, which is to trust the file, nothing."""
+    if isinstance(error, FileNotFoundError):             # that of safetensors says the path once more
+        return 'No such file or directory'
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, pickle.UnpicklingError):
@@ -205,7 +207,7 @@ def load(path, ema=True, which='latest', device='cpu', **over):
         print(f'note: {meta["model"]}.py has changed since {folder} was saved', file=sys.stderr)
     foreign = over.keys() - set(contract.sampling(M))
     assert not foreign, f'{foreign}: only {contract.sampling(M)} can change after the training'
-    over |= dict.fromkeys(getattr(M, 'INITIAL', ()), '')
+    over |= contract.initial(M)
     try:
         cfg = M.Config(**plain_config(meta['model_config'], M) | over)
     except TypeError as error:                                       # a Config field that came or went since

@@ -17,7 +17,8 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
                    step, number of the episode) alone. 'progress', 0 to 1: how far it is; 'done' ends the
                    run. Config.buffer_capacity: how many windows are kept
     SAMPLING       optional: Config fields that only sampling reads
-    INITIAL        optional: those that say where a training starts; a checkpoint is loaded without them
+    INITIAL        optional: those, of type str, that say where a training starts; a checkpoint is loaded and
+                   gone on from without them
     UNNORMALISED   optional: keys that the model reads as they are
 
 PRESETS and example(cfg, batch_size) are for tests and bench/: a run does without them. Only files of this
@@ -69,6 +70,11 @@ def sampling(M):
     return tuple(getattr(M, 'SAMPLING', ()))
 
 
+def initial(M):
+    """{name: ''} of those that say where a training starts, as a model wants them that gets its weights."""
+    return dict.fromkeys(getattr(M, 'INITIAL', ()), '')
+
+
 def defects(M, whole=False):
     """All that a model file lacks or misnames, a phrase each. whole: also what tests and bench/ want."""
     found = []
@@ -104,8 +110,9 @@ def defects(M, whole=False):
                 lacks(Model, name, f'Model.{name}')
     if hasattr(M, 'refresh') and 'refresh_every' not in fields:
         found.append('no Config.refresh_every, which its refresh needs')
-    unknown = [name for name in sampling(M) if name not in fields]
-    found += [f'SAMPLING names {name}, which is no field of Config' for name in unknown]
+    for listed in 'SAMPLING', 'INITIAL':
+        unknown = [name for name in getattr(M, listed, ()) if name not in fields]
+        found += [f'{listed} names {name}, which is no field of Config' for name in unknown]
     if whole:
         presets = getattr(M, 'PRESETS', None)
         if not isinstance(presets, dict) or not {'tiny', 'cpu', 'full'} <= presets.keys():

@@ -27,7 +27,7 @@ import sys
 import time
 import uuid
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import torch
@@ -198,12 +198,14 @@ if eval_every:                                           # what cannot be judged
 
 # ---- model ----
 torch.manual_seed(seed)
-raw = contract.attempt(M, M.Model, cfg)                  # raw is ours; net, below, is what DDP makes of it
+going_on = checkpoint.pointer(out_dir, 'latest')         # files that the run once started from may be gone
+# raw is ours; net, below, is what DDP makes of it
+raw = contract.attempt(M, M.Model, replace(cfg, **contract.initial(M)) if going_on else cfg)
 members = getattr(cfg, 'members', 1)
 stop_if(micro_batch % members,
         f'{micro_batch} samples per GPU and pass are no multiple of members = {members}')
 contract.fill_statistics(raw, M, windows, train_data.meta, folder)
-if init_from and not checkpoint.pointer(out_dir, 'latest'):
+if init_from and not going_on:
     of_the_data = contract.statistics(raw, train_data.meta)
     checkpoint.start_from(raw, M, init_from, keep=() if keep_stats else of_the_data)
 raw.to(device)
@@ -237,8 +239,9 @@ if checkpoint.pointer(out_dir, 'latest'):
     ours, keys = json.loads(json.dumps([asdict(cfg), config]))       # tuples become lists, as in meta.json
     stop_if(saved['model'] != model,
             f'{source} holds a {saved["model"]}, not a {model}; choose another --out_dir')
+    free = {*contract.initial(M)} | {*(() if refresh_every else contract.sampling(M))}
     differ = [f'{key} = {value!r}, now {ours.get(key)!r}' for key, value in saved['model_config'].items()
-              if ours.get(key) != value and (refresh_every or key not in contract.sampling(M))]
+              if ours.get(key) != value and key not in free]
     stop_if(differ, f'{source} was trained with {"; ".join(differ)}: set it back or choose another --out_dir')
     stop_if(saved['data_sha'] != data_sha,
             f'{source} was trained on other data than {folder}; choose another --out_dir')

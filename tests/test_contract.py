@@ -262,6 +262,8 @@ BROKEN = [    # what is wrong: how it comes about (pattern, replacement), the wo
      ['no class Model(nn.Module)']),
     ('SAMPLING', [("PAD = False", "PAD = False\nSAMPLING = ('hidden', 'steps')")],
      ['SAMPLING names steps, which is no field of Config']),
+    ('INITIAL', [("PAD = False", "PAD = False\nINITIAL = ('weights', 'hidden')")],
+     ['INITIAL names weights, which is no field of Config']),
     ('many at once', [('PAD = False', ''), ('def windows', 'def window'), ('def forward', 'def forwards'),
                       ("EVAL = .*", '')],
      ['no PAD = True or False', 'no windows(cfg) (is window meant?)', 'no EVAL = ',

@@ -22,6 +22,7 @@ from conftest import episode as pixels
 from safetensors.torch import load_file
 from test_eval_dynamics import episode as robot_episode
 from test_eval_dynamics import make_robot
+from test_lerobot_policies import make_recordings
 
 import checkpoint
 import contract
@@ -34,6 +35,7 @@ from logger import read_logs
 RESUMABLE = ['--micro_batch=1', '--ema_decay=0.99', '--lr_schedule=cosine', '--save_every=3', '--val_every=3',
              '--max_steps=6', '--eval_every=3', '--best_metric=eval/psnr_moving', '--best_mode=min',
              '--keep=0']
+CAMERAS = {'cameras': ('left', 'right'), 'height': 40, 'width': 48, 'state_dim': 3, 'action_dim': 3}
 ALWAYS = ['--save_every=100000', '--val_every=100000', '--max_steps=100000']
 
 
@@ -246,46 +248,74 @@ def test_data_on_the_device_are_the_same_data(train, tmp_path):
     assert "data_on_device = 'maybe': choose one of ('auto', True, False)" in errors
 
 
+# model, its dataset, its Config, and what it would draw: shape, and the end of whole numbers or 0
+SEEN_BY_RANKS = [
+    ('nanowm', 'tiny_pixels', dict(input='video', height=12, width=16, channels=3, action_dim=2, hidden=32,
+                                   heads=2, depth=2, patch=4),
+     dict(t=((8, 4), 1000), noise=((8, 4, 3, 12, 16), 0))),
+    ('act', 'arm', dict(**CAMERAS, chunk_size=6, n_action_steps=3, dim_model=16, n_heads=2, latent_dim=4,
+                        dim_feedforward=24, dropout=0.0),
+     dict(noise=((8, 4), 0))),
+    ('diffusion_policy', 'arm', dict(**CAMERAS, horizon=8, n_action_steps=4, down_dims=(16, 32), n_groups=2,
+                                     diffusion_step_embed_dim=8, do_mask_loss_for_padding=True),
+     dict(t=((8,), 100), noise=((8, 8, 3), 0)))]
+
+
 def test_one_and_two_ranks_see_the_same_data(tmp_path, data_dir):
-    """Gradients of one step, with t and noise given, agree to 1e-6; so do the sample ids."""
-    script = tmp_path / 'gradient.py'
+    """
+    Gradients of one step, of models of every kind, with t and noise given, agree to 1e-6; so do the sample
+    ids. Full masks, and no BatchNorm: a mean over real actions, and statistics, are of a micro-batch.
+    """
+    script, data = tmp_path / 'gradient.py', make_recordings(tmp_path)
     script.write_text(GRADIENT)
-    one = start(script, data_dir, tmp_path / '1.pt', PYTHONPATH=ROOT)
-    run(script, data_dir, tmp_path / '2.pt', PYTHONPATH=ROOT, ranks=2)
+    os.symlink(f'{data_dir}/tiny_pixels', data / 'tiny_pixels')
+    cases = json.dumps([(name, str(data / dataset), *rest) for name, dataset, *rest in SEEN_BY_RANKS])
+    one = start(script, cases, tmp_path / '1.pt', PYTHONPATH=ROOT)
+    run(script, cases, tmp_path / '2.pt', PYTHONPATH=ROOT, ranks=2)
     finish(one)
     one, two = (torch.load(tmp_path / f'{ranks}.pt') for ranks in (1, 2))
-    assert sorted(one['index']) == sorted(two['index']) and len(set(one['index'])) > 4
-    for key, grad in one['grad'].items():
-        assert (grad - two['grad'][key]).abs().max() <= 1e-6 * max(1, grad.abs().max())
+    assert one.keys() == two.keys() == {name for name, *_ in SEEN_BY_RANKS}
+    for name in one:
+        assert sorted(one[name]['index']) == sorted(two[name]['index']) and len(set(one[name]['index'])) > 4
+        for key, grad in one[name]['grad'].items():
+            error = (grad - two[name]['grad'][key]).abs().max()
+            assert error <= 1e-6 * max(1, grad.abs().max()), (name, key)
 
 
 GRADIENT = '''
-import os, sys, torch, torch.distributed as dist
+import json, os, sys, torch, torch.distributed as dist
 from contextlib import nullcontext
 from torch.nn.parallel import DistributedDataParallel as DDP
-import nanowm
+import checkpoint, contract
 from data.loader import Store
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 if world > 1: dist.init_process_group("gloo")
-cfg = nanowm.Config(input="video", height=12, width=16, channels=3, action_dim=2, hidden=32, heads=2,
-                    depth=2, patch=4)
-torch.manual_seed(0)
-raw = nanowm.Model(cfg)
-with torch.no_grad():
-    for p in raw.parameters(): p.add_(torch.randn_like(p) * 0.05)
-net = DDP(raw) if world > 1 else raw
-store, B, accum = Store(sys.argv[1] + "/tiny_pixels", "train", nanowm.windows(cfg)), 8, 2
-g = torch.Generator().manual_seed(1)
-t, noise = torch.randint(1000, (B, 4), generator=g), torch.randn(B, 4, 3, 12, 16, generator=g)
-batch = store.batch(5, B, 0, rank, world) | {"t": t[rank::world], "noise": noise[rank::world]}
-for i in range(accum):
-    with net.no_sync() if world > 1 and i < accum - 1 else nullcontext():
-        (net({k: v[i::accum] for k, v in batch.items()})["loss"] / accum).backward()
-index = [None] * world
-if world > 1: dist.all_gather_object(index, batch["index"].tolist())
-else: index = [batch["index"].tolist()]
-grads = {k: p.grad for k, p in raw.named_parameters()}
-if rank == 0: torch.save({"grad": grads, "index": sum(index, [])}, sys.argv[2])
+found, B, accum = {}, 8, 2
+for name, folder, config, drawn in json.loads(sys.argv[1]):
+    M = contract.load(name)
+    cfg = M.Config(**checkpoint.plain_config(config, M))
+    torch.manual_seed(0)
+    raw = M.Model(cfg)
+    with torch.no_grad():
+        for p in raw.parameters():
+            if not p.any(): p.add_(torch.randn_like(p) * 0.05)
+    net = DDP(raw) if world > 1 else raw
+    store = Store(folder, "train", M.windows(cfg), **contract.edges(M, cfg))
+    g = torch.Generator().manual_seed(1)
+    given = {k: torch.randint(high, shape, generator=g) if high else torch.randn(shape, generator=g)
+             for k, (shape, high) in drawn.items()}
+    batch = store.batch(5, B, 0, rank, world) | {k: x[rank::world] for k, x in given.items()}
+    if "mask" in batch: batch["mask"].fill_(True)
+    for i in range(accum):
+        with net.no_sync() if world > 1 and i < accum - 1 else nullcontext():
+            (net({k: v[i::accum] for k, v in batch.items()})["loss"] / accum).backward()
+    index = [None] * world
+    if world > 1:
+        dist.all_gather_object(index, batch["index"].tolist())
+    else:
+        index = [batch["index"].tolist()]
+    found[name] = {"grad": {k: p.grad for k, p in raw.named_parameters()}, "index": sum(index, [])}
+if rank == 0: torch.save(found, sys.argv[2])
 if world > 1: dist.barrier()
 os._exit(0)                                     # gradients are the matter here, not how gloo ends
 '''

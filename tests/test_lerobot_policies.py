@@ -1,0 +1,132 @@
+"""
+act.py and diffusion_policy.py as a student uses them: train.py on recordings of two cameras, resumed, in
+bfloat16, compiled, from LeRobot's weights. On two ranks: test_train.py; in a simulator: test_pusht.py.
+"""
+import numpy as np
+import pytest
+import torch
+from conftest import one_line, script
+from safetensors.torch import load_file, save_file
+from test_pretrained_act import publish, source
+
+import act as A
+import checkpoint
+import vision
+from data.loader import read_meta
+from data.writer import write
+
+COMMON = ['--dataset=arm', '--device=cpu', '--batch_size=4', '--val_batches=1', '--log_every=1', '--keep=0',
+          '--ema_decay=0.9', '--lr=1e-3', '--lr_schedule=cosine', '--warmup_steps=2']
+ACT = ['--model=act', '--chunk_size=6', '--n_action_steps=3', '--dim_model=16', '--n_heads=2',
+       '--dim_feedforward=24', '--n_encoder_layers=1', '--n_vae_encoder_layers=1', '--latent_dim=4']
+DP = ['--model=diffusion_policy', '--horizon=8', '--n_action_steps=4', '--drop_n_last_frames=4',
+      '--down_dims=8,16', '--n_groups=4', '--diffusion_step_embed_dim=8', '--spatial_softmax_num_keypoints=4',
+      '--crop_shape=36,40', '--use_group_norm=False', '--use_separate_rgb_encoder_per_camera=True',
+      '--num_train_timesteps=10']
+BOTH = pytest.mark.parametrize('policy', [ACT, DP], ids=['act', 'diffusion_policy'])
+
+
+def recording(i):
+    """An arm of three joints before two cameras; its last action was recorded too."""
+    rng = np.random.default_rng([5, i])
+    T = 9 + i % 4
+    action = rng.normal(size=(T, 3)).cumsum(0).astype(np.float32)
+    state = np.concatenate([action[:1] * 0, action[:-1]]) + 0.1
+    rows = {'state': state.astype(np.float32), 'action': action}
+    for camera in 'left', 'right':
+        rows[f'image.{camera}'] = rng.integers(0, 256, (T, 3, 40, 48), dtype=np.uint8)
+    return rows
+
+
+def make_recordings(root):
+    """root/arm, a dataset of six of them -> root"""
+    write(root / 'arm', recording, 6, seed=0, val='0.34', workers=1, command='tests', padded=(),
+          info={'source': 'tests', 'revision': '1', 'fps': 10, 'units': {},
+                'facts': {'cameras': ['left', 'right'], 'height': 40, 'width': 48}})
+    return root
+
+
+@pytest.fixture(scope='module')
+def recordings(tmp_path_factory): return make_recordings(tmp_path_factory.mktemp('arms'))
+
+
+@pytest.fixture
+def train(recordings, tmp_path):
+    """train(policy, *flags) runs train.py on them into tmp_path/out; later flags win."""
+    def call(policy, *flags, **kw):
+        return script('train.py', *policy, *COMMON, f'--data_dir={recordings}', f'--out_dir={tmp_path}/out',
+                      *flags, **kw)
+    return call
+
+
+# ---- training ----
+
+@BOTH
+def test_resume_is_exact(train, tmp_path, policy):
+    """Dropout, random crops and statistics of a BatchNorm included: weights and averages to the byte."""
+    flags = ['--batch_size=2', '--micro_batch=1', '--lr_decay_steps=4']
+    train(policy, *flags, f'--out_dir={tmp_path}/whole', '--max_steps=4')
+    train(policy, *flags, f'--out_dir={tmp_path}/parts', '--max_steps=2')
+    train(policy, *flags, f'--out_dir={tmp_path}/parts', '--max_steps=4', '--resume=True')
+    for file in 'model.safetensors', 'ema.safetensors':
+        whole, parts = (tmp_path / run / 'step_0000004' / file for run in ('whole', 'parts'))
+        assert whole.read_bytes() == parts.read_bytes(), file
+
+
+def test_a_resume_needs_no_imagenet_weights(train, tmp_path, monkeypatch):
+    """
+    They are where a training starts: gone on from, it reads the checkpoint alone, whatever it is told. Frozen
+    norms stay as they came, without decay; the ResNet has its share of the rate in every step.
+    """
+    torch.manual_seed(0)
+    source = {key: x + 0.01 * torch.rand_like(x) for key, x in vision.Backbone().state_dict().items()}
+    file, rates, real = tmp_path / 'resnet18.safetensors', [], A.Model.configure_optimizers
+    save_file(source, file)
+
+    def watched(*args):
+        optimizer = real(*args)
+        optimizer.register_step_pre_hook(lambda *_: rates.append([g['lr'] for g in optimizer.param_groups]))
+        return optimizer
+    monkeypatch.setattr(A.Model, 'configure_optimizers', watched)
+    flags = ['--optimizer_lr_backbone=2e-4', '--weight_decay=0.5', '--lr_decay_steps=4', '--batch_size=2']
+    given = f'--pretrained_backbone_weights={file}'
+    train(ACT, *flags, given, '--max_steps=4', f'--out_dir={tmp_path}/whole')
+    train(ACT, *flags, given, '--max_steps=2')
+    file.unlink()
+    train(ACT, *flags, given, '--max_steps=3', '--resume=True')
+    said, _ = train(ACT, *flags, '--max_steps=4', '--resume=True')
+    assert "pretrained_backbone_weights = ''" in said
+    whole, parts = (load_file(tmp_path / run / 'step_0000004' / 'model.safetensors')
+                    for run in ('whole', 'out'))
+    assert all(torch.equal(x, parts[key]) for key, x in whole.items())
+    frozen = [key for key in source if '.bn' in key or key.startswith('bn') or '.downsample.1' in key]
+    assert len(frozen) == 80 and all(torch.equal(parts[f'backbone.{key}'], source[key]) for key in frozen)
+    assert not torch.equal(parts['backbone.conv1.weight'], source['conv1.weight'])
+    assert rates[:4] == rates[4:] and len({rate for rate, _ in rates}) == 2
+    assert all(resnet == pytest.approx(0.2 * others) for others, resnet in rates)
+    _, errors = train(ACT, *flags, given, f'--out_dir={tmp_path}/new', code=1)
+    assert one_line(errors).startswith(f'cannot read {file}: No such file or directory; ')
+
+
+@pytest.mark.parametrize('keep', (False, True))
+def test_fine_tuning_from_a_folder_of_lerobot(train, tmp_path, recordings, keep):
+    """
+    init_from: its weights, and the statistics of the new data, or with keep_stats its own; those of pictures,
+    of which a dataset says nothing, always. lr = 0 shows what it began with.
+    """
+    there = source(cameras=('left', 'right'), state_dim=3, action_dim=3)
+    folder = publish(tmp_path / 'policy', there)
+    sizes = [f'--{key}={getattr(there.cfg, key)}' for key in ('dim_feedforward', 'latent_dim')]
+    flags = [*sizes, f'--init_from={folder}', f'--keep_stats={keep}', '--max_steps=2']
+    train(ACT, *flags, '--lr=0')
+    begun, stats = checkpoint.load(tmp_path / 'out')[0].state_dict(), read_meta(recordings / 'arm')['stats']
+    want = there.state_dict()
+    if not keep:
+        want |= {f'{key}_{name}': torch.tensor(stats[key][name])
+                 for key in ('state', 'action') for name in ('mean', 'std')}
+    assert begun.keys() == want.keys()
+    assert all(torch.allclose(begun[key], x, rtol=1e-6) for key, x in want.items())
+    train(ACT, *flags, f'--out_dir={tmp_path}/on', '--batch_size=2')
+    assert not torch.equal(checkpoint.load(tmp_path / 'on')[0].action_head.weight, there.action_head.weight)
+    _, errors = train(ACT, f'--init_from={folder}', f'--out_dir={tmp_path}/x', '--dim_model=32', code=1)
+    assert one_line(errors).startswith(f'{folder} has another shape: ')
