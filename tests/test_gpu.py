@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(no_gpu, reason='needs a CUDA d
 DEVICE = 'cuda'
 MODELS = [name[:-3] for name in contract.model_files()]
 CASES = [(name, {}) for name in MODELS] + [('nanowm', {'injection': name}) for name in nanowm.INJECTIONS[1:]]
+CASES += [(name, {'obs': 'image'}) for name in ('act', 'diffusion_policy')]
 every_case = pytest.mark.parametrize('name, over', CASES, ids=[''.join([n, *o.values()]) for n, o in CASES])
 
 

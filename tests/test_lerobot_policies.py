@@ -2,6 +2,10 @@
 act.py and diffusion_policy.py as a student uses them: train.py on recordings of two cameras, resumed, in
 bfloat16, compiled, from LeRobot's weights. On two ranks: test_train.py; in a simulator: test_pusht.py.
 """
+import copy
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +15,7 @@ from test_pretrained_act import publish, source
 
 import act as A
 import checkpoint
+import diffusion_policy as D
 import vision
 from data.loader import read_meta
 from data.writer import write
@@ -106,6 +111,54 @@ def test_a_resume_needs_no_imagenet_weights(train, tmp_path, monkeypatch):
     assert all(resnet == pytest.approx(0.2 * others) for others, resnet in rates)
     _, errors = train(ACT, *flags, given, f'--out_dir={tmp_path}/new', code=1)
     assert one_line(errors).startswith(f'cannot read {file}: No such file or directory; ')
+
+
+@BOTH
+def test_bfloat16(train, tmp_path, policy):
+    """Autocast on a CPU: finite losses near those of float32, and weights that are still float32."""
+    losses = {}
+    for dtype in 'float32', 'bfloat16':
+        said, _ = train(policy, f'--dtype={dtype}', f'--out_dir={tmp_path}/{dtype}', '--max_steps=2')
+        assert f'threads, {dtype}; ' in said
+        losses[dtype] = [float(loss) for loss in re.findall(r'loss (-?[\d.]+|nan|inf)', said)]
+    assert len(losses['bfloat16']) == 4                      # two steps, validated before and behind them
+    assert losses['bfloat16'] == pytest.approx(losses['float32'], rel=0.05)
+    assert losses['bfloat16'] != losses['float32']
+    model, _ = checkpoint.load(tmp_path / 'bfloat16')
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+SHALLOW = {'n_encoder_layers': 1, 'n_vae_encoder_layers': 1}
+
+
+@pytest.mark.parametrize('M, over', [
+    (A, SHALLOW | {'obs': 'image', 'cameras': ('a', 'b')}),
+    (D, {'obs': 'image', 'crop_shape': (36, 40), 'do_mask_loss_for_padding': True}),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (A, {}), (A, {'obs': 'state', 'use_vae': False}), (D, {}),
+        (D, {'obs': 'image', 'use_group_norm': False, 'use_separate_rgb_encoder_per_camera': True})))])
+def test_compiles_without_graph_breaks(M, over):
+    """
+    fullgraph=True raises at a break: forward as it trains and as it validates, with the loss and gradients of
+    the plain one, under the same draws.
+    """
+    torch.manual_seed(0)
+    cfg = replace(M.PRESETS['tiny'], height=40, width=48, **over)
+    plain, batch = M.Model(cfg), M.example(cfg, 2)
+    compiled = copy.deepcopy(plain)
+    torch._dynamo.reset()
+    compiled.compile(backend='eager', dynamic=False, fullgraph=True)
+    for training in True, False:
+        losses = []
+        for model in plain, compiled:
+            torch.manual_seed(1)
+            loss = model.train(training)(batch)['loss']
+            loss.backward()
+            losses.append(loss.item())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        for (key, p), q in zip(plain.named_parameters(), compiled.parameters()):
+            assert (p.grad - q.grad).abs().max() <= 1e-4 * max(1, p.grad.abs().max()), key
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
 
 
 @pytest.mark.parametrize('keep', (False, True))

@@ -10,6 +10,7 @@ import torch
 from conftest import one_line, script
 
 pytest.importorskip('pymunk', reason="needs the extra 'pusht'")
+import act as A  # noqa: E402
 import checkpoint  # noqa: E402
 import imf_policy  # noqa: E402
 from data.loader import Store  # noqa: E402
@@ -103,6 +104,67 @@ def test_score_and_its_interval(out_dir, tmp_path, short):
     assert 'ms_per_action' not in again
     more = json.loads(script(*judge, '--episodes=1', '--steps=4', '--seed=7')[0])
     assert more['calls_per_action'] == 0.5 and 'sim_max_reward_7' in more
+
+
+ACT = ['config/pusht_act_cpu.py', '--chunk_size=6', '--n_action_steps=4', '--dim_model=16', '--n_heads=2',
+       '--dim_feedforward=16', '--n_encoder_layers=1', '--n_vae_encoder_layers=1', *SMALL[3:]]
+
+
+@pytest.fixture(scope='module')
+def act_dir(boards, tmp_path_factory):
+    out = tmp_path_factory.mktemp('run') / 'pusht_act'
+    script('train.py', *ACT, f'--data_dir={boards}', f'--out_dir={out}')
+    return out
+
+
+def test_policies_of_lerobot_are_played(boards, act_dir, tmp_path, short):
+    """Where the dataset names its simulator; with the keys that only sampling reads."""
+    out = tmp_path / 'out'
+    script('train.py', 'config/pusht_diffusion_cpu.py', '--down_dims=8,16', '--n_groups=4', *SMALL[3:],
+           f'--data_dir={boards}', f'--out_dir={out}', '--drop_n_last_frames=1')
+    for run, flags, calls in ((out, ['--num_inference_steps=3'], 3 / 8), (act_dir, [], 1 / 4)):
+        result = json.loads(script('eval.py', f'--ckpt={run}', '--episodes=2', *flags, '--timed=1')[0])
+        assert 'sim_max_reward_100001' in result and result['calls_per_action'] == calls
+        assert result['hold_rmse'] > 0 and math.isfinite(result['val_action_rmse'])
+    _, err = script('eval.py', f'--ckpt={act_dir}', '--temporal_ensemble=True', code=1)
+    assert one_line(err) == ('act.Config: n_action_steps = 4: temporal_ensemble looks again at every step; '
+                             'set it to 1')
+
+
+def test_ensembles_of_episodes_do_not_meet(boards, act_dir, monkeypatch, short):
+    """
+    Temporal ensembling, episodes played at once, one of which ends early: each does what it does alone, acted
+    by hand. A second evaluation of the same model finds nothing of the first.
+    """
+    over = {'temporal_ensemble': True, 'n_action_steps': 1, 'temporal_ensemble_coeff': 0.1}
+    model, _ = checkpoint.load(act_dir, **over)
+    monkeypatch.setattr(E.PushT, 'cap', property(lambda board: 6 if board.seed == 100001 else 12))
+    reset, played = E.PushT.reset, []
+
+    def watched(board, seed=None, options=None):
+        board.seed = seed
+        return reset(board, seed, options)
+    monkeypatch.setattr(E.PushT, 'reset', watched)
+    monkeypatch.setattr(P, 'rollout', lambda *args: played.append(rollout(*args)) or played[-1])
+    monkeypatch.setattr(P.imitation, 'players', lambda *args: {})
+    monkeypatch.setattr(P, 'rivals_of', lambda name: {})
+    keys = P.Keys(episodes=3, timed=2)
+    first, again = (P.evaluate(model, boards / 'pusht_image', keys) for _ in range(2))
+    told = {key for key in first if not key.startswith('ms_per_action')}
+    assert {key: first[key] for key in told} == {key: again[key] for key in told}
+    assert first['calls_per_action'] == 1
+    assert [len(game['actions']) for game in played[0]] == [12, 6, 12]
+    for games in played:
+        for seed, game in zip(range(100000, 100003), games):
+            board, past = E.make_env(obs='keypoints'), None
+            obs, _ = board.reset(seed=seed)
+            for action in game['actions']:
+                seen = model.look({key: torch.from_numpy(x)[None, None] for key, x in obs.items()})
+                with torch.no_grad():
+                    chunk = model.net(torch.zeros(1, model.cfg.latent_dim), *seen)
+                want, past = A.ensemble(past, (chunk * model.action_std + model.action_mean)[0], 0.1)
+                assert np.allclose(action, want, atol=1e-3)
+                obs, *_ = board.step(action)
 
 
 def test_floors_are_those_of_the_players(short):
