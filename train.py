@@ -190,8 +190,10 @@ if eval_every:                                           # what cannot be judged
     protocol = importlib.import_module(f'protocols.{M.EVAL[0]}')
     try:
         clips = protocol.windows(cfg, protocol.Keys(), M)
-        if clips:                                        # none: it is judged in a simulator
+        if clips:
             Store(folder, 'val', clips, hint=protocol.HINT)
+        else:
+            protocol.simulator_of(M, folder)             # in which it will be judged
     except SystemExit as problem:
         stop_if(True, f'eval_every = {eval_every}, the {M.EVAL[0]} protocol: {problem.code}; '
                 'or --eval_every=0')

@@ -62,6 +62,17 @@ def windows(cfg, keys, M):
         chosen(importlib.import_module(f'data.{M.SIMULATOR}.env'), keys)
 
 
+def simulator_of(M, folder):
+    """The simulator that judges a model file's policies, with the data of its training, or one line."""
+    if hasattr(M, 'SIMULATOR'):
+        return importlib.import_module(f'data.{M.SIMULATOR}.env')
+    world_file = simulator(read_meta(folder)) if folder else None
+    if world_file is None:
+        sys.exit(f'neither {folder}/meta.json (env) nor {M.__name__}.SIMULATOR names a simulator to act in; '
+                 'eval.py --protocol=loss needs none')
+    return world_file
+
+
 def chosen(world_file, keys):
     """The environments that are wanted, each known to the simulator."""
     if keys.des:
@@ -90,14 +101,7 @@ def seed_of(name, episode, seed):
 @torch.no_grad()
 def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     """Batches of episodes are dealt out to the ranks."""
-    M = common.file_of(model)
-    if hasattr(M, 'SIMULATOR'):
-        world_file = importlib.import_module(f'data.{M.SIMULATOR}.env')
-    else:
-        world_file = simulator(read_meta(folder)) if folder else None
-    if world_file is None:
-        sys.exit(f'env protocol: neither {folder}/meta.json (env) nor {M.__name__}.SIMULATOR names a '
-                 'simulator')
+    world_file = simulator_of(common.file_of(model), folder)
     recorded = imitation.errors(model, folder)           # first: what is wrong with the data is said at once
     names, jobs = chosen(world_file, keys), []
     seed, rule = keys.seed or getattr(world_file, 'SEED', 42), getattr(world_file, 'seed_of', seed_of)

@@ -3,6 +3,7 @@ act.py and diffusion_policy.py as a student uses them: train.py on recordings of
 bfloat16, compiled, from LeRobot's weights. On two ranks: test_train.py; in a simulator: test_pusht.py.
 """
 import copy
+import json
 import re
 from dataclasses import replace
 
@@ -183,3 +184,16 @@ def test_fine_tuning_from_a_folder_of_lerobot(train, tmp_path, recordings, keep)
     assert not torch.equal(checkpoint.load(tmp_path / 'on')[0].action_head.weight, there.action_head.weight)
     _, errors = train(ACT, f'--init_from={folder}', f'--out_dir={tmp_path}/x', '--dim_model=32', code=1)
     assert one_line(errors).startswith(f'{folder} has another shape: ')
+
+
+def test_recordings_name_no_simulator(train, tmp_path, recordings):
+    """To be judged in one is refused before step 0, and by eval.py; the loss needs none."""
+    line = (f'neither {recordings}/arm/meta.json (env) nor act.SIMULATOR names a simulator to act in; '
+            'eval.py --protocol=loss needs none')
+    _, errors = train(ACT, '--eval_every=1', '--max_steps=1', code=1)
+    assert one_line(errors) == f'eval_every = 1, the env protocol: {line}; or --eval_every=0'
+    assert not (tmp_path / 'out').exists()
+    train(ACT, '--max_steps=1', '--batch_size=1')
+    assert one_line(script('eval.py', f'--ckpt={tmp_path}/out', '--protocol=env', code=1)[1]) == line
+    said, _ = script('eval.py', f'--ckpt={tmp_path}/out', '--protocol=loss')
+    assert json.loads(said)['loss'] > 0
