@@ -79,10 +79,11 @@ class Store:
             if 'action' not in self.windows:
                 sys.exit("PAD = True: want 'action' in windows(cfg), because `mask` lies on its range")
             self.first = 0                                     # the first window is that of frame 0
-            per_episode = np.maximum(lengths - ('action' in self.padded) - self.drop, 0)
+            spare = ('action' in self.padded) + self.drop      # frames where none begins
+            per_episode = np.maximum(lengths - spare, 0)
             why = (f'{where}: no frame of {len(lengths)} episodes has a real action'
                    + f' and {self.drop} more after it (drop_n_last_frames)' * bool(self.drop)
-                   + f'; want {self.drop + 2} frames or more')
+                   + f'; want {spare + 1} frames or more')
         else:
             self.first = min(min(offsets) for offsets in self.windows.values())     # it begins with row 0
             span = max(max(offsets) for offsets in self.windows.values()) - self.first + 1

@@ -149,14 +149,18 @@ def lerobot_weights(model, path, seed, prefix):
 
 def lerobot_act(tensors, meta, path):
     """-> act.Model with the file's weights and no normalisation, {name: tensor} of the file."""
-    said = json.loads(meta['config'])
-    cameras, known = said.get('cams') or {}, {f.name for f in fields(act.Config)}
-    height, width = next(iter(cameras.values()), (32, 32))
-    coeff = re.search(r'coefficient (-?[\d.e-]*\d)', meta['notes'])
-    cfg = act.Config(
-        **{key: value for key, value in said.items() if key in known}, dropout=0.0, n_action_steps=1,
-        cameras=tuple(cameras), height=height, width=width, obs='image' if cameras else 'keypoints',
-        temporal_ensemble_coeff=float(coeff[1]) if coeff else 0.0)
+    said = json.loads(meta['lerobot_config']) | json.loads(meta['config'])
+    known = {f.name for f in fields(act.Config)} - {*act.INITIAL}
+    known = {key: value for key, value in said.items() if key in known and value is not None}
+    cameras, numbers = said.get('cams') or {}, tensors.get('in.env_state')
+    coeff = re.search(r'coefficient[^\d-]*(-?[\d.e-]*\d)', meta['notes'])
+    known |= {'dropout': 0.0, 'n_action_steps': 1, 'cameras': tuple(cameras),
+              'temporal_ensemble_coeff': float(coeff[1] if coeff else said['temporal_ensemble_coeff'] or 0)}
+    if cameras:
+        known['height'], known['width'] = next(iter(cameras.values()))
+    if numbers is not None:
+        known['env_state_dim'] = numbers.shape[1]
+    cfg = act.Config(obs='image' if cameras else 'state' if numbers is None else 'keypoints', **known)
     model = act.Model(cfg).eval()
     lerobot_weights(model, path, int(meta['SEED']), 'model.')
     if cameras:
@@ -168,8 +172,9 @@ def lerobot_act(tensors, meta, path):
 @torch.no_grad()
 def act_outputs(model, g):
     """Recompute every output of a golden file of ACT. -> {name: tensor}"""
-    batch = {'state': g['in.state'][:, None], 'action': g['in.action'], 'mask': ~g['in.action_is_pad'],
-             'noise': g['in.latent_eps']}
+    batch = {'state': g['in.state'][:, None], 'action': g['in.action'], 'mask': ~g['in.action_is_pad']}
+    if model.cfg.use_vae:
+        batch['noise'] = g['in.latent_eps']
     for name in model.cfg.cameras:
         batch[f'image.{name}'] = g[f'in.image.{name}'][:, None]
     if 'in.env_state' in g:
@@ -184,7 +189,7 @@ def act_outputs(model, g):
     hooks.append(model.action_head.register_forward_hook(watch('action_head')))
     losses = model.train()(batch)
     model.cfg = replace(cfg, padding='zeros')
-    older = model(batch)['l1']
+    older = model(batch)
     model.eval().cfg = cfg
     model.act(batch)
     for hook in hooks:
@@ -193,12 +198,15 @@ def act_outputs(model, g):
         out[f'mid.backbone_feature.{name}'] = value
     for part in 'encoder', 'decoder':
         out[f'mid.train.{part}_out'], out[f'mid.eval.{part}_out'] = seen[part][0], seen[part][-1]
-    out['mid.train.vae_mu'], out['mid.train.vae_log_sigma_x2'] = \
-        seen['vae_encoder_latent_output_proj'][0].chunk(2, -1)
+    if cfg.use_vae:
+        out['mid.train.vae_mu'], out['mid.train.vae_log_sigma_x2'] = \
+            seen['vae_encoder_latent_output_proj'][0].chunk(2, -1)
+        out['out.train.kld_loss'] = losses['kl']
     out['mid.train.latent_token'] = seen['encoder_latent_input_proj'][0]
     out['out.train.actions_hat'], out['out.eval.actions'] = seen['action_head'][0], seen['action_head'][-1]
-    out |= {'out.train.loss': losses['loss'], 'out.train.l1_loss': losses['l1'],
-            'out.train.kld_loss': losses['kl'], 'out.train.l1_loss_le_0_5_derived': older}
+    out['out.train.loss'] = losses['loss']
+    for name, said in (('l1_loss', losses), ('l1_loss_le_0_5_derived', older)):
+        out[f'out.train.{name}'] = said.get('l1', said['loss'])      # without a VAE it is all of the loss
     past, actions = None, []
     for chunk in g['in.ensemble.chunks']:
         action, past = act.ensemble(past, chunk, cfg.temporal_ensemble_coeff)
@@ -210,7 +218,8 @@ def act_outputs(model, g):
 def lerobot_diffusion(meta, path):
     """-> diffusion_policy.Model with the file's weights, and statistics that change nothing."""
     said = json.loads(meta['lerobot_config']) | json.loads(meta['config'])
-    defaults = vars(diffusion_policy.Config())
+    defaults = {key: value for key, value in vars(diffusion_policy.Config()).items()
+                if key not in diffusion_policy.INITIAL}
     # LeRobot's null is (), 0 or '' here
     known = {key: said[key] or type(default)() for key, default in defaults.items() if key in said}
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}

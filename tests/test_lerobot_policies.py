@@ -16,9 +16,10 @@ from test_pretrained_act import publish, source
 
 import act as A
 import checkpoint
+import contract
 import diffusion_policy as D
 import vision
-from data.loader import read_meta
+from data.loader import Store, read_meta
 from data.writer import write
 
 COMMON = ['--dataset=arm', '--device=cpu', '--batch_size=4', '--val_batches=1', '--log_every=1', '--keep=0',
@@ -63,6 +64,46 @@ def train(recordings, tmp_path):
         return script('train.py', *policy, *COMMON, f'--data_dir={recordings}', f'--out_dir={tmp_path}/out',
                       *flags, **kw)
     return call
+
+
+# ---- windows and micro-batches ----
+
+@pytest.mark.parametrize('drop', (0, 3))
+def test_chunks_at_both_ends_of_an_episode(recordings, drop):
+    """ACT: one begins at every frame but the last `drop`; behind the end the last action repeats, masked."""
+    cfg = replace(A.PRESETS['tiny'], obs='state', state_dim=3, chunk_size=6, drop_n_last_frames=drop)
+    edges = contract.edges(A, cfg)
+    assert edges == {'pad': True, 'drop': drop}
+    store = Store(recordings / 'arm', 'train', A.windows(cfg), **edges)
+    action, state, spans = (np.load(recordings / 'arm' / 'train' / f'{key}.npy')
+                            for key in ('action', 'state', 'episodes'))
+    assert len(store) == (spans[:, 1] - spans[:, 0] - drop).sum()
+    ends = (spans[:, 1] - spans[:, 0] - drop).cumsum()
+    for (start, end), first in zip(spans, [0, *ends]):
+        last = first + end - start - drop - 1
+        batch = store.windows_at(np.array([first, last]))
+        assert batch['state'][:, 0].tolist() == state[[start, end - drop - 1]].tolist()
+        rows = np.array([np.arange(6) + start, np.arange(6) + end - drop - 1])
+        assert batch['mask'].tolist() == (rows < end).tolist() and batch['mask'][1].sum() == drop + 1
+        assert batch['action'].tolist() == action[rows.clip(max=end - 1)].tolist()
+
+
+@pytest.mark.parametrize('M', [A, D], ids=['act', 'diffusion_policy'])
+def test_a_masked_mean_belongs_to_its_micro_batch(M):
+    """As the files say: two halves and a whole agree to 1e-6 with full masks, or with errors of 0."""
+    torch.manual_seed(0)
+    over = {} if M is A else {'do_mask_loss_for_padding': True}
+    model = M.Model(replace(M.PRESETS['tiny'], **over)).eval()
+    batch = M.example(model.cfg, 4) | {'t': torch.tensor([3, 20, 50, 90])}
+    batch['noise'] = torch.randn(batch['action'].shape)      # ACT draws none in eval mode
+
+    def apart(padding):
+        model.cfg = replace(model.cfg, padding=padding)
+        halves = [model({key: x[i::2] for key, x in batch.items()})['loss'] for i in range(2)]
+        return abs(model(batch)['loss'] - sum(halves) / 2).item()
+    assert apart('skip') < 1e-6
+    batch['mask'][1, 1:] = False
+    assert apart('zeros') < 1e-6 and apart('skip') > 1e-3
 
 
 # ---- training ----

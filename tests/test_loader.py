@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data.loader import Prefetch, Store, how_to_make, identity, read_meta, simulator
@@ -75,15 +75,23 @@ def test_windows_are_exactly_those_inside_episodes(lengths, states, actions):
 
 
 @settings(deadline=None, max_examples=40)
-@given(lengths, offsets, offsets, st.booleans())
-def test_padded_windows_repeat_the_edge(lengths, states, actions, padded):
-    """pad=True: one window per frame with a real action; every row is the clamped one of a naive loop."""
+@example([2, 3], range(1), range(2), False, 3)
+@given(lengths, offsets, offsets, st.booleans(), st.integers(0, 5))
+def test_padded_windows_repeat_the_edge(lengths, states, actions, padded, drop):
+    """
+    pad=True: one window per frame with a real action but for the last `drop`, so none of a shorter episode;
+    every row is the clamped one of a naive loop. Where all are shorter: one line.
+    """
     windows = {'state': states, 'action': actions}
     real = [T - 1 if padded else T for T in lengths]                       # frames that have an action
-    naive = [(e, t) for e in range(len(lengths)) for t in range(real[e])]
+    naive = [(e, t) for e in range(len(lengths)) for t in range(real[e] - drop)]
     with TemporaryDirectory() as place:
         folder = numbered_folder(os.path.join(place, 'set'), lengths, ('action',) if padded else ())
-        store = Store(folder, 'train', windows, pad=True)
+        if not naive:
+            says(f'{drop} more after it (drop_n_last_frames); want {drop + 1 + padded} frames or more',
+                 call=lambda: Store(folder, 'train', windows, pad=True, drop=drop))
+            return
+        store = Store(folder, 'train', windows, pad=True, drop=drop)
         assert len(store) == len(naive)
         episode, row = store.locate(np.arange(len(store)))
         assert list(zip(episode, row - store.episodes[episode, 0])) == naive       # offset 0 is the frame

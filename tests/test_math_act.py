@@ -3,14 +3,15 @@ import glob
 import json
 import math
 import os
+import re
 from dataclasses import replace
 
+import golden
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 from conftest import SHARED, script
-from golden import check as check_golden
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,10 +44,74 @@ def obs_of(batch):
 def test_golden(path):
     if path is None:
         pytest.skip(NO_FILES)
-    rows = check_golden(path)
+    rows = golden.check(path)
     assert len(rows) >= 15
     for name, error, allowed in rows:
         assert error <= allowed, f'{name}: error {error:.2e}, allowed {allowed:.2e}'
+
+
+def written(path, over, cameras, words, seed=77):
+    """
+    Write a golden file of other sizes, its list of keys beside it, with three outputs of a model that is
+    built here -> its tensors, its metadata.
+    """
+    said = dict(chunk_size=10, dim_model=16, n_heads=2, dim_feedforward=20, n_encoder_layers=1,
+                n_vae_encoder_layers=1, latent_dim=4, action_dim=2, state_dim=3, kl_weight=10.0) | over
+    sees = dict(obs='image', cameras=cameras, height=40, width=70) if cameras else dict(obs='keypoints')
+    model = A.Model(A.Config(**said | sees, env_state_dim=6, dropout=0.0, n_action_steps=1))
+    own = model.state_dict()
+    listed = {f'model.{key}': [list(x.shape), 'float32', 'fixed' if key.endswith('pos_enc') else 'formula']
+              for key, x in own.items() if not golden.STATISTICS.fullmatch(key)}
+    path.with_suffix('.keys.json').write_text(json.dumps(listed))
+    weights = golden.formula_weights(listed, seed)
+    model.load_state_dict(own | {key.removeprefix('model.'): x for key, x in weights.items()})
+    for name in ('image_mean', 'image_std') if cameras else ():
+        getattr(model, name).fill_(name == 'image_std')
+
+    torch.manual_seed(0)
+    T, n, steps = said['chunk_size'], said['action_dim'], 12
+    seen = {f'image.{name}': torch.randint(0, 256, (3, 3, 40, 70), dtype=torch.uint8) for name in cameras}
+    seen |= {'state': torch.randn(3, 3)} | ({} if cameras else {'env_state': torch.randn(3, 6)})
+    g = {f'in.{key}': x for key, x in seen.items()} | {
+        'in.action': torch.randn(3, T, n), 'in.latent_eps': torch.randn(3, said['latent_dim']),
+        'in.action_is_pad': torch.arange(T) >= torch.tensor([[T], [5], [1]]),
+        'in.ensemble.chunks': torch.randn(steps, 3, T, n)}
+    batch = {key: x[:, None] for key, x in seen.items()} | {
+        'action': g['in.action'], 'mask': ~g['in.action_is_pad'], 'noise': g['in.latent_eps']}
+    with torch.no_grad():
+        g['out.train.loss'] = model.train()(batch)['loss']
+        g['out.eval.actions'] = model.eval().net(torch.zeros_like(batch['noise']), *model.look(batch))
+    m = float(re.search(r'-?[\d.]*\d', words)[0])
+    g['out.ensemble.actions'] = torch.stack([offline(g['in.ensemble.chunks'], t, m) for t in range(steps)])
+    config = said | {'cams': dict.fromkeys(cameras, [40, 70])}
+    theirs = {'pretrained_backbone_weights': vision.IMAGENET, 'temporal_ensemble_coeff': None}
+    meta = {'policy': 'act', 'SEED': str(seed), 'notes': json.dumps({'ensemble': words}),
+            'config': json.dumps(config), 'lerobot_config': json.dumps(theirs)}
+    save_file(g, path, meta)
+    return g, meta
+
+
+@pytest.mark.parametrize('over, cameras, words', [
+    (dict(chunk_size=7, n_encoder_layers=3, kl_weight=2.0), ('left', 'right'), 'coefficient 0.25: chunk n'),
+    (dict(use_vae=False, n_decoder_layers=2, dim_model=24, action_dim=3), ('top',), 'coefficient -0.5, '),
+    (dict(latent_dim=5), (), 'coefficient 0')])
+def test_golden_reads_other_files(tmp_path, over, cameras, words):
+    """
+    Sizes, cameras, the seed of the weights and the ensembler's coefficient come from the file. What it lists
+    and we do not know fails, and so does a spoilt number.
+    """
+    path = tmp_path / 'act_B.safetensors'
+    g, meta = written(path, over, cameras, words)
+    said, _ = script('tests/golden.py', path)
+    assert len(re.findall('allowed .* ok\n', said)) == 3
+    ours = golden.outputs(*golden.load(path)[:2])            # and all that it would recompute
+    assert len(ours) == 11 + 3 * over.get('use_vae', True) + len(cameras)
+    g |= {key: x.contiguous().clone() for key, x in ours.items()}
+    g['out.train.l1_loss'] = g['out.train.l1_loss'] * 1.01
+    save_file(g | {'mid.other': torch.zeros(3)}, path, meta)
+    said, _ = script('tests/golden.py', path, code=1)
+    failed = [line.split()[0] for line in said.splitlines() if 'FAILED' in line]
+    assert failed == ['mid.other', 'out.train.l1_loss']
 
 
 FULL = dict(obs='image', action_dim=14, state_dim=14)
@@ -106,6 +171,14 @@ def test_positions_against_loops():
                     assert cells[y, x, c].item() == pytest.approx(want, abs=1e-5)
 
 
+def offline(chunks, t, m):
+    """The mean of all that chunks (steps, B, T, A) say about step t, the i-th oldest weighted exp(-m i)."""
+    T = chunks.shape[2]
+    guesses = [chunks[k][:, t - k] for k in range(max(0, t - T + 1), t + 1)]
+    weights = np.exp(-m * np.arange(len(guesses)))
+    return sum(w * guess for w, guess in zip(weights, guesses)) / weights.sum()
+
+
 @pytest.mark.parametrize('m', (0.01, 0.0, 0.5, -0.2))
 def test_ensemble_online_is_the_offline_mean(m):
     """Every guess about step t, from the oldest chunk on, weighted exp(-m i)."""
@@ -114,10 +187,7 @@ def test_ensemble_online_is_the_offline_mean(m):
     chunks, past = torch.randn(steps, 3, T, 2), None
     for t in range(steps):
         action, past = A.ensemble(past, chunks[t], m)
-        guesses = [chunks[k][:, t - k] for k in range(max(0, t - T + 1), t + 1)]
-        weights = np.exp(-m * np.arange(len(guesses)))
-        want = sum(w * guess for w, guess in zip(weights, guesses)) / weights.sum()
-        assert (action - want).abs().max() < 1e-5, t
+        assert (action - offline(chunks, t, m)).abs().max() < 1e-5, t
 
 
 def test_attention_is_that_of_torch():
