@@ -3,21 +3,24 @@ ACT: action chunking with a transformer. A policy looks once and says what to do
 pass of an encoder-decoder; trained by plain regression of what demonstrators did.
 
 Zhao et al. 2023, arXiv 2304.13705, in the form, and with the parameter names, of Hugging Face's LeRobot.
-Demonstrators differ, and the mean of two good ways may be none. So a second encoder, in training only, looks
-at the very actions that are to be guessed and tells a few numbers z about them, their style:
+Demonstrators differ, and the mean of two good ways may be a bad one. So a second encoder, in training only,
+looks at the very actions that are to be guessed and tells a few numbers z about them, their style:
 
-    mu, s = VAE encoder(state, a_1..T)         a Gaussian over z; s is the logarithm of its variance
-    z     = mu + exp(s / 2) eps                eps ~ N(0, 1); in acting, and in validation, z = 0
-    a^    = decoder(encoder(z, state, cameras))
-    loss  = mean |a^ - a| + kl_weight KL       KL = sum over z of (mu^2 + e^s - 1 - s) / 2
+    mu, log_var = VAE encoder(state, a_1..T)   a Gaussian over z
+    z    = mu + exp(log_var / 2) eps           eps ~ N(0, 1); in acting, and in validation, z = 0
+    a^   = decoder(encoder(z, state, cameras))
+    loss = mean |a^ - a| + kl_weight KL        KL = sum over z of (mu^2 + e^log_var - 1 - log_var) / 2
 
 At the published weight of 10 telling is too costly: in our runs KL is gone after a few hundred steps, and
 what is left is a regression.
 
-Shapes: B chunks, T = chunk_size actions, C = dim_model, A = action_dim. The encoder sees S tokens (B, S, C):
-z, the state, then the cells of each camera's ResNet-18 map, row by row: 15 x 20 of a picture of 480 x 640.
-The decoder starts from zeros: T learned queries ask the S tokens. Attention adds positions to queries and
-keys in every layer, to values never; norms come after the sums. Read first `Model.net`, then `forward`.
+Shapes: B chunks, T = chunk_size actions, C = dim_model, A = action_dim. A batch: state (B, 1, .),
+image.<camera> (B, 1, 3, H, W) uint8, action (B, T, A), and mask (B, T), False where the episode was over. The
+encoder sees S tokens (B, S, C): z, the state, then the cells of each camera's ResNet-18 map, row by row: 15 x
+20 of a picture of 480 x 640. The decoder starts from zeros: T learned queries ask the S tokens. Attention
+adds positions to queries and keys in every layer, to values never; norms come after the sums. Read first
+`Model.net`, then `forward`.
+
 In acting n_action_steps of a chunk are carried out before it looks again. With temporal_ensemble it looks at
 every step, and does the weighted mean of what all its chunks said about now (`ensemble`).
 
@@ -25,6 +28,7 @@ As in LeRobot, not in the paper:
     - one layer in the decoder: the authors' code had seven and used the first;
     - in that layer the values of self-attention are zeros, so it adds one learned vector to all tokens;
     - padding = skip leaves padded actions out of the mean; zeros: LeRobot up to 0.5 counts them as right.
+      The mean of skip is that of a micro-batch: where some are padded, more ranks or passes make another.
 Changed: validation is the L1 at z = 0, LeRobot has none; env_state, which may stand in place of cameras, is
 normalised like the state. 51,613,582 parameters with 14 joints and a camera. To reach, published by LeRobot
 for the simulated ALOHA cube: success in 87.6 % of 500 episodes.
@@ -43,7 +47,7 @@ import vision
 EVAL = ('env',)               # protocols that understand this model; the first is the default
 PAD = True                    # windows reach beyond the ends of an episode, whose edges repeat
 SAMPLING = ('n_action_steps', 'temporal_ensemble', 'temporal_ensemble_coeff')
-INITIAL = ('pretrained_backbone_weights',)               # where a training starts; a checkpoint needs it not
+INITIAL = ('pretrained_backbone_weights',)               # where a training starts; not needed later
 
 
 @dataclass
@@ -109,7 +113,7 @@ def check(cfg):
             raise ValueError(f'{key} = {getattr(cfg, key)}: must be 0 or more, and finite')
     if not 0 <= cfg.dropout < 1:
         raise ValueError(f'dropout = {cfg.dropout}: must lie in 0..1, below 1')
-    if cfg.dim_model % cfg.n_heads or cfg.dim_model % 4:
+    if cfg.dim_model % cfg.n_heads or cfg.dim_model % 4:             # 4: sine and cosine, of row and column
         raise ValueError(f'dim_model = {cfg.dim_model}: must be a multiple of 4 and of n_heads = '
                          f'{cfg.n_heads}')
     if cfg.n_action_steps > cfg.chunk_size:
@@ -126,7 +130,8 @@ def check(cfg):
 def windows(cfg):
     """Which frames of which key one training sample needs: {key: range of frame offsets}."""
     seen = {'image': [f'image.{name}' for name in cfg.cameras], 'keypoints': ['env_state'], 'state': []}
-    return dict.fromkeys([*seen[cfg.obs], 'state'], range(1)) | {'action': range(cfg.chunk_size)}
+    keys = [*seen.get(cfg.obs, []), 'state']             # `check` has the words for an obs that is none
+    return dict.fromkeys(keys, range(1)) | {'action': range(cfg.chunk_size)}
 
 
 def example(cfg, batch_size):
@@ -166,6 +171,7 @@ def waves(position, C):
 
 def waves_2d(h, w, C, device):
     """Positions of the cells of a map -> (h w, C): row, then column, each from 2 pi / n to 2 pi."""
+    # 1e-6 is LeRobot's, against a division by 0 that cannot happen here
     rows, columns = (waves(torch.arange(1, n + 1, device=device) / (n + 1e-6) * 2 * math.pi, C // 2)
                      for n in (h, w))
     both = torch.cat([rows[:, None].expand(h, w, -1), columns.expand(h, w, -1)], -1)
@@ -185,7 +191,7 @@ def ensemble(past, chunk, m):
         mean, count = chunk, torch.ones(T, dtype=torch.long, device=chunk.device)
     else:
         mean, count = past                               # (..., T - 1, A), (T - 1,)
-        before = (total[count - 1] / total[count])[:, None]
+        before = (total[count - 1] / total[count])[:, None]          # the share of the guesses so far
         mean = mean * before + chunk[..., :-1, :] * (1 - before)
         mean, count = torch.cat([mean, chunk[..., -1:, :]], -2), F.pad(count + 1, (0, 1), value=1)
     return mean[..., 0, :], (mean[..., 1:, :], count[1:])
@@ -194,7 +200,7 @@ def ensemble(past, chunk, m):
 # ---- layers, with the names of torch's own ----
 
 class Attention(nn.Module):
-    """nn.MultiheadAttention's parameters, batch first: queries (B, T, C) look at S keys and values."""
+    """nn.MultiheadAttention written out, with its parameters: queries (B, T, C) look at S keys and values."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -218,6 +224,8 @@ class Attention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
+    """Tokens x (B, S, C) look at each other, then an MLP; both are added, and the sums normed."""
+
     def __init__(self, cfg):
         super().__init__()
         C = cfg.dim_model
@@ -232,6 +240,8 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """x (B, T, C) looks at itself, then at memory (B, S, C), then an MLP."""
+
     def __init__(self, cfg):
         super().__init__()
         C = cfg.dim_model
@@ -287,6 +297,7 @@ class Model(nn.Module):
             self.vae_encoder_latent_output_proj = nn.Linear(C, 2 * cfg.latent_dim)
             table = waves(torch.arange(T + 2, dtype=torch.float64), C).float()
             self.register_buffer('vae_encoder_pos_enc', table[None])
+        # as published: these two start by Xavier, the VAE encoder as torch's layers do
         self.encoder, self.decoder = Encoder(cfg, cfg.n_encoder_layers), Decoder(cfg)
         for p in [*self.encoder.parameters(), *self.decoder.parameters()]:
             if p.ndim > 1:
@@ -318,7 +329,7 @@ class Model(nn.Module):
         return (batch[key].float() - getattr(self, f'{key}_mean')) / (getattr(self, f'{key}_std') + 1e-8)
 
     def look(self, batch):
-        """What net sees of a batch in data units: state (B, S), env_state or None, pictures (B, 3, H, W)."""
+        """What net sees of a batch in data units: state (B, .), env_state or None, pictures (B, 3, H, W)."""
         cfg, images = self.cfg, []
         for i, name in enumerate(cfg.cameras if cfg.obs == 'image' else ()):
             image = batch[f'image.{name}'][:, -1]
@@ -381,8 +392,8 @@ class Model(nn.Module):
         """
         The actions that come next, (B, n_action_steps, A) in data units; in eval mode, because of dropout.
         obs: {key: (B, 1, ...)}, as in `windows`. Nothing is drawn: generators, one per row, only tell which
-        episode a row belongs to, for temporal_ensemble. Without them row i is episode i until `reset`. Of the
-        past only that of the rows of the last call is kept.
+        episode a row belongs to, for temporal_ensemble; a new one begins anew. Without them row i is episode
+        i until `reset`. Of the past only that of the rows of the last call is kept: no episode comes back.
         """
         cfg, device = self.cfg, self.action_mean.device
         seen = self.look({key: obs[key].to(device) for key in windows(cfg) if key != 'action'})

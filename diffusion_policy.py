@@ -15,10 +15,11 @@ leading `diffusion.`), its defaults up to version 0.5. x is a chunk of actions, 
     U-Net: (B, A, T) -> T/2 -> T/4 and back, with skips; (t, seen) scale and shift every block (FiLM)
 
 Shapes: B chunks, T = horizon actions, A = action_dim, n = n_obs_steps. state (B, n, S), image.<camera>
-(B, n, 3, H, W) uint8, env_state (B, n, E). The first of the T actions is that of the first observation;
-n_action_steps are carried out, from that of the last observation on. Read first `ResidualBlock` and
-`UNet.forward`, then `Model.forward` and `Model.sample`. With PushT's camera, state and action it has
-262,709,026 parameters. To reach from its pictures: 63.8 % success, published by LeRobot.
+(B, n, 3, H, W) uint8, env_state (B, n, E), mask (B, T), False where an action lies beyond the ends of its
+episode. The first of the T actions is that of the first observation; n_action_steps are carried out, from
+that of the last observation on. Read first `ResidualBlock` and `UNet.forward`, then `Model.forward` and
+`Model.sample`. With PushT's camera, state and action it has 262,709,026 parameters. To reach from its
+pictures: 63.8 % success, published by LeRobot.
 
 Kept of LeRobot, though one may ask why:
     - the scale of FiLM is the layer's output, not 1 + it;
@@ -28,7 +29,9 @@ Kept of LeRobot, though one may ask why:
 Otherwise than LeRobot:
     - each picture is cropped at a place of its own, theirs a whole batch at one;
     - a number that was constant in the data becomes -1 always; theirs divides its changes by 1e-8.
-BatchNorm (use_group_norm = False) keeps statistics of the raw weights, also beside averaged ones (EMA).
+BatchNorm (use_group_norm = False) keeps statistics of the raw weights, also beside averaged ones (EMA). It
+normalises by those of a micro-batch, and a mean without padded actions is one of a micro-batch too: with
+either, more ranks or passes are another training.
 """
 import math
 import sys
@@ -45,7 +48,7 @@ EVAL = ('env',)               # protocols that understand this model; the first 
 PAD = True                    # windows reach beyond the ends of an episode, whose edges repeat
 SAMPLING = ('n_action_steps', 'noise_scheduler_type', 'num_inference_steps', 'clip_sample',
             'clip_sample_range')
-INITIAL = ('pretrained_backbone_weights',)               # where a training starts; a checkpoint needs it not
+INITIAL = ('pretrained_backbone_weights',)               # where a training starts; not needed later
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Config:
     crop_ratio: float = 1.0       # of resize_shape, share of the sides that is left; without it no effect
     crop_shape: tuple = ()        # px, (height, width), (): no crop; with resize_shape no effect
     crop_is_random: bool = True   # in training; else from the middle
-    use_group_norm: bool = True   # else BatchNorm
+    use_group_norm: bool = True   # else BatchNorm, with which ImageNet's weights go
     spatial_softmax_num_keypoints: int = 32  # that the encoder of a picture points to
     use_separate_rgb_encoder_per_camera: bool = False    # else one for all
     # the chunk
@@ -155,6 +158,8 @@ def check_pictures(cfg):
         if shape and (len(shape) != 2 or min(shape) < 1):
             raise ValueError(f'{key} = {shape}: want (height, width) in px, or ()')
     resized, cropped = views(cfg)
+    if min(cropped) < 1:
+        raise ValueError(f'crop_ratio = {cfg.crop_ratio}: of {resized[0]} x {resized[1]} px nothing is left')
     if cropped[0] > resized[0] or cropped[1] > resized[1]:
         raise ValueError(f'crop_shape = {cropped}: larger than the pictures, {resized[0]} x {resized[1]}')
 
@@ -217,7 +222,7 @@ def real_mean(error, real, padding):
 
 
 def levels_of(cfg):
-    """The levels t at which a sampler calls the network, and how far they are apart ("leading")."""
+    """The levels t at which a sampler calls the network, and how far they are apart: 90, 80, ... 0 and 10."""
     n = cfg.num_inference_steps or cfg.num_train_timesteps
     stride = cfg.num_train_timesteps // n
     return [*reversed(range(0, n * stride, stride))], stride
@@ -287,10 +292,10 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    def __init__(self, cfg, seen):
+    def __init__(self, cfg, G):
         super().__init__()
         self.width, dims = cfg.diffusion_step_embed_dim, cfg.down_dims
-        wide, c = 4 * self.width, self.width + seen
+        wide, c = 4 * self.width, self.width + G
         # 0 has no weights: there LeRobot's has the sinusoid
         self.diffusion_step_encoder = nn.Sequential(
             nn.Identity(), nn.Linear(self.width, wide), nn.Mish(), nn.Linear(wide, self.width))
@@ -354,8 +359,8 @@ class Model(nn.Module):
             self.rgb_encoder = Encoder(cfg)
         per_step = cfg.state_dim + pictures * 2 * cfg.spatial_softmax_num_keypoints
         per_step += cfg.env_state_dim * (cfg.obs == 'keypoints')
-        self.seen = cfg.n_obs_steps * per_step                       # G
-        self.unet = UNet(cfg, self.seen)
+        self.G = cfg.n_obs_steps * per_step                          # numbers in what is seen
+        self.unet = UNet(cfg, self.G)
         self.register_buffer('alpha_bar', alpha_bars(cfg).float(), persistent=False)
         for key in [key for key in windows(cfg) if not key.startswith('image.')]:
             n = getattr(cfg, f'{key}_dim')

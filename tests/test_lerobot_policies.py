@@ -227,6 +227,14 @@ def test_fine_tuning_from_a_folder_of_lerobot(train, tmp_path, recordings, keep)
     assert one_line(errors).startswith(f'{folder} has another shape: ')
 
 
+@BOTH
+def test_impossible_obs_is_one_line(train, policy):
+    """Although which keys are read depends on it."""
+    _, errors = train(policy, '--obs=video', code=1)
+    name = policy[0].removeprefix('--model=')
+    assert one_line(errors) == f"{name}.Config: obs = 'video': must be one of image, keypoints, state"
+
+
 def test_recordings_name_no_simulator(train, tmp_path, recordings):
     """To be judged in one is refused before step 0, and by eval.py; the loss needs none."""
     line = (f'neither {recordings}/arm/meta.json (env) nor act.SIMULATOR names a simulator to act in; '

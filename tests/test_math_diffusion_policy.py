@@ -205,7 +205,7 @@ def test_an_oracle_is_sampled_exactly(sampler, calls, prediction_type):
         a = model.alpha_bar[t][:, None, None]
         return c.expand_as(z) if prediction_type == 'sample' else (z - a.sqrt() * c) / (1 - a).sqrt()
     model.net = oracle
-    x = model.sample(torch.zeros(3, model.seen), torch.randn(3, cfg.horizon, 2),
+    x = model.sample(torch.zeros(3, model.G), torch.randn(3, cfg.horizon, 2),
                      lambda t: torch.randn(3, cfg.horizon, 2))
     assert (x - c).abs().max() < 1e-3
 
@@ -230,7 +230,7 @@ def test_ddpm_draws_noise_and_ddim_none():
         cfg, drawn = tiny(noise_scheduler_type=sampler, num_train_timesteps=20), []
         model = model_of(cfg)
         noise = lambda t, drawn=drawn: drawn.append(t) or torch.randn(3, 16, 2)
-        model.sample(torch.zeros(3, model.seen), torch.randn(3, 16, 2), noise)
+        model.sample(torch.zeros(3, model.G), torch.randn(3, 16, 2), noise)
         assert drawn == [*range(19, 0, -1)][:draws]
 
 
@@ -328,7 +328,7 @@ def naive(model, z, t, seen):
 @pytest.mark.parametrize('over', [{}, {'kernel_size': 3, 'horizon': 8, 'n_action_steps': 5, 'action_dim': 7}])
 def test_network_by_hand(over):
     model = model_of(tiny(**over))
-    z, seen = torch.randn(3, model.cfg.horizon, model.cfg.action_dim), torch.randn(3, model.seen)
+    z, seen = torch.randn(3, model.cfg.horizon, model.cfg.action_dim), torch.randn(3, model.G)
     t = torch.tensor([0, 50, 99])
     assert torch.allclose(model.net(z, t, seen), naive(model, z, t, seen), atol=1e-5)
 
@@ -336,7 +336,7 @@ def test_network_by_hand(over):
 def test_shift_alone():
     """use_film_scale_modulation = False: half the numbers, which are added."""
     model = model_of(tiny(use_film_scale_modulation=False))
-    block, x, condition = model.unet.mid_modules[0], torch.randn(2, 32, 4), torch.randn(2, 32 + model.seen)
+    block, x, condition = model.unet.mid_modules[0], torch.randn(2, 32, 4), torch.randn(2, 32 + model.G)
     shift = block.cond_encoder(condition)
     assert shift.shape == (2, 32)
     assert torch.allclose(block(x, condition), block.conv2(block.conv1(x) + shift[..., None]) + x)
@@ -525,6 +525,8 @@ def test_pictures_of_another_kind_are_refused():
     ({'cameras': (), 'obs': 'image'}, 'cameras = (): want one or more, each once; without: obs = state'),
     ({'crop_ratio': 1.1, 'resize_shape': (64, 64), 'obs': 'image'},
      'crop_ratio = 1.1: must be above 0, and at most 1'),
+    ({'crop_ratio': 0.05, 'resize_shape': (10, 30), 'obs': 'image'},
+     'crop_ratio = 0.05: of 10 x 30 px nothing is left'),
     ({'resize_shape': (64,), 'obs': 'image'}, 'resize_shape = (64,): want (height, width) in px, or ()')])
 def test_impossible_values(over, line):
     with pytest.raises(ValueError) as stop:
