@@ -200,8 +200,8 @@ if eval_every:                                           # what cannot be judged
 
 # ---- model ----
 torch.manual_seed(seed)
-going_on = checkpoint.pointer(out_dir, 'latest')         # files that the run once started from may be gone
-# raw is ours; net, below, is what DDP makes of it
+going_on = os.path.exists(os.path.join(out_dir, 'latest')) and checkpoint.pointer(out_dir, 'latest')
+# raw is ours; net, below, is what DDP makes of it. Files that a run once started from may be gone
 raw = contract.attempt(M, M.Model, replace(cfg, **contract.initial(M)) if going_on else cfg)
 members = getattr(cfg, 'members', 1)
 stop_if(micro_batch % members,
