@@ -97,7 +97,7 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
         world_file = simulator(read_meta(folder)) if folder else None
     if world_file is None:
         sys.exit(f'env protocol: neither {folder}/meta.json (env) nor {M.__name__}.SIMULATOR names a '
-                 'simulator')
+                 'simulator' + '; --protocol=actions does without' * ('actions' in M.EVAL))
     recorded = imitation.errors(model, folder)           # first: what is wrong with the data is said at once
     names, jobs = chosen(world_file, keys), []
     seed, rule = keys.seed or getattr(world_file, 'SEED', 42), getattr(world_file, 'seed_of', seed_of)
