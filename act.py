@@ -44,7 +44,7 @@ import torch.nn.functional as F
 import checkpoint
 import vision
 
-EVAL = ('env',)               # protocols that understand this model; the first is the default
+EVAL = ('env', 'actions')     # protocols that understand it; the first that the data serve is the default
 PAD = True                    # windows reach beyond the ends of an episode, whose edges repeat
 SAMPLING = ('n_action_steps', 'temporal_ensemble', 'temporal_ensemble_coeff')
 INITIAL = ('pretrained_backbone_weights',)               # where a training starts; not needed later

@@ -7,7 +7,8 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
     windows(cfg)   {key: range of frame offsets} of one training sample
     PAD            True: windows may leave the episode, its edges repeat; with Config.drop_n_last_frames none
                    begins in so many frames at the end
-    EVAL           names of protocols that judge it; () = by its loss alone
+    EVAL           names of protocols that judge it, the first that the data can serve by default; () = by
+                   its loss alone
     SIMULATOR      optional: data/<name>/env.py in which it acts; else that which the dataset names.
                    That file has SUITES, check_name, options(cfg, shaped), environments(names, **options), and
                    may have rivals(); its environments have cap, steps, info['won'] and render()
@@ -16,6 +17,8 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
                    step, to play and `store.add` episodes (0: never). Its random numbers come from (seed,
                    step, number of the episode) alone. 'progress', 0 to 1: how far it is; 'done' ends the
                    run. Config.buffer_capacity: how many windows are kept
+    n_action       optional, of a policy's Config: how many actions act gives; else those of a training window
+                   from now on
     SAMPLING       optional: Config fields that only sampling reads
     INITIAL        optional: those, of type str, that say where a training starts; a checkpoint is loaded and
                    gone on from without them
@@ -36,8 +39,8 @@ from configurator import PLAIN, Owner
 from data.loader import read_meta
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-PROTOCOLS = ('video', 'dynamics', 'plan', 'env')         # files of protocols/
-NEEDS = {'video': 'rollout', 'dynamics': 'rollout', 'plan': 'rollout', 'env': 'act'}
+PROTOCOLS = ('video', 'dynamics', 'plan', 'env', 'actions')          # files of protocols/
+NEEDS = {'video': 'rollout', 'dynamics': 'rollout', 'plan': 'rollout', 'env': 'act', 'actions': 'act'}
 
 
 def load(name):
@@ -138,6 +141,21 @@ def owners(wanted):
         folder = os.path.join(str(wanted['data_dir']), str(wanted['dataset']))
         facts = {key: fact for key, fact in read_meta(folder)['facts'].items() if key in defaults}
         yield Owner('', {}, '', facts, os.path.join(folder, 'meta.json'))
+
+
+def understood(M):
+    """The protocols that can judge this model."""
+    return (*M.EVAL, *('loss',) * ('loss' not in M.EVAL))
+
+
+def protocol_for(M, folder):
+    """
+    The first of them that the data can serve: env wants a simulator, which the model's file or meta.json
+    names. Where the data are not at hand env will say so.
+    """
+    played = hasattr(M, 'SIMULATOR') or not folder or not os.path.exists(os.path.join(folder, 'meta.json'))
+    wanted = [name for name in understood(M) if name != 'env' or played or read_meta(folder).get('env')]
+    return wanted[0]
 
 
 def edges(M, cfg):

@@ -8,6 +8,7 @@ Judge a checkpoint by a protocol that its model understands: a JSON line on stdo
     python eval.py --ckpt=out/arx5_cpu --protocol=plan          drive the simulated arm by planning in it
     python eval.py --ckpt=out/arx5_cpu --dataset=arx5_contact   judge on other data
     python eval.py --ckpt=out/minihack_dagger --envs=ood        env: act in the simulator, in closed loop
+    python eval.py --ckpt=out/g1_act                            actions: beside a recording, if there is none
     python eval.py --protocol=plan --help                       the keys of one protocol
 
 A protocol is a file of protocols/; its docstring says what each number means. Scores mean little alone, so
@@ -30,13 +31,13 @@ import torch
 
 import checkpoint
 import contract
-from data.loader import Store, identity
-from protocols.common import try_output
+from data.loader import identity
+from protocols.common import judged_on, try_output
 
 ckpt = ''                     # out_dir of a run, or one of its step folders
 which = 'latest'              # latest | best, when ckpt is an out_dir
 ema = True                    # averaged weights where the checkpoint has them
-protocol = ''  # video | dynamics | plan | env | loss; '' = the model's first, loss if it has none
+protocol = ''  # video | dynamics | plan | env | actions | loss; '' = the model's first that the data serve
 dataset = ''                  # a folder of data_dir to judge on; '' = the one of the training
 data_dir = ''                 # where the data folders are; '' = where they were in the training
 verify = False                # first compare the sha256 of every data file with meta.json
@@ -44,9 +45,11 @@ device = 'auto'               # auto = cuda if there is one, else cpu
 out = ''                      # also write the JSON line to this file
 
 
-def understood(M):
-    """The protocols that can judge this model; the first is the default."""
-    return tuple(M.EVAL) + ('loss',) * ('loss' not in M.EVAL)
+def place(meta, wanted):
+    """The dataset to judge on, and its folder; None where the training had none."""
+    dataset = str(wanted['dataset']) or meta['config']['dataset']
+    where = str(wanted['data_dir']) or meta['config']['data_dir']
+    return dataset, os.path.join(where, dataset) if dataset else None
 
 
 def load_protocol(name):
@@ -64,9 +67,9 @@ def owners(wanted):
     if wanted['ckpt']:
         meta = checkpoint.read_meta(checkpoint.find(str(wanted['ckpt']), str(wanted['which'])))
         M = contract.load(meta['model'])
-        name = name or understood(M)[0]
-        if name not in understood(M):
-            sys.exit(f'--protocol={name}: {meta["model"]} is judged by {", ".join(understood(M))}')
+        name, known = name or contract.protocol_for(M, place(meta, wanted)[1]), contract.understood(M)
+        if name not in known:
+            sys.exit(f'--protocol={name}: {meta["model"]} is judged by {", ".join(known)}')
     if name:
         P = load_protocol(name)
         yield Owner(f'protocols/{name}.py', vars(P.Keys()), P.__file__)
@@ -87,18 +90,12 @@ if __name__ == '__main__':
     M = contract.load(checkpoint.read_meta(checkpoint.find(ckpt, which))['model'])
     over = {key: config[key] for key in contract.sampling(M) if key in changed}
     model, meta = checkpoint.load(ckpt, ema, which, device, **over)
-    protocol = protocol or understood(M)[0]
+    dataset, folder = place(meta, config)
+    protocol = protocol or contract.protocol_for(M, folder)
     P = load_protocol(protocol)
     keys = P.Keys(**{field.name: config[field.name] for field in fields(P.Keys)})
-    dataset = dataset or meta['config']['dataset']
-    folder = os.path.join(data_dir or meta['config']['data_dir'], dataset) if dataset else None
-
-    windows, data_sha = P.windows(model.cfg, keys, M), ''
-    if windows:                                          # else it is judged in a simulator
-        if not dataset:
-            sys.exit(f'the {protocol} protocol judges on a dataset, and the training had none: --dataset=...')
-        clips = Store(folder, 'val', windows, hint=P.HINT,
-                      **(contract.edges(M, model.cfg) if protocol == 'loss' else {}))
+    clips, data_sha = judged_on(P, folder, model.cfg, keys, M), ''
+    if clips:                                            # else it is judged in a simulator
         if verify:
             clips.verify()
         data_sha = identity(clips.meta)

@@ -51,7 +51,7 @@ import torch.nn.functional as F
 
 import vision
 
-EVAL = ('env',)               # protocols that understand this model; the first is the default
+EVAL = ('env', 'actions')     # protocols that understand it; the first that the data serve is the default
 PAD = True                    # windows reach beyond the ends of an episode, whose edges repeat
 SIMULATOR = 'pusht'           # data/<name>/env.py: where it acts
 SAMPLING = ('steps',)

@@ -5,7 +5,8 @@ Dream: load a trained model, let it imagine, draw it.
     python sample.py --ckpt=out/minihack_wm_cpu                 recorded clips: truth above, dream below
     python sample.py --ckpt=out/minihack_wm_cpu --out=film.png  the same as a film strip, for paper
     python sample.py --ckpt=out/arx5 --versus=out/other         a robot: truth | other run | this run
-    python sample.py --ckpt=out/arx5 --out=arm.png              its curves (extra: plot); or a policy's
+    python sample.py --ckpt=out/arx5 --out=arm.png              its curves (extra: plot)
+    python sample.py --ckpt=out/g1_act                          a policy beside recordings, under their frames
     python sample.py --ckpt=out/minihack_dagger --env=ENV       a planner: an episode beside its plan
     python sample.py --ckpt=out/pusht_imf --versus=out/other    a policy: the same start, beside another run
 
@@ -27,6 +28,7 @@ import contract
 from data.loader import Store, read_meta, simulator
 from draw import env as draw_env
 from draw import states, video
+from draw.actions import actions
 from draw.common import check_out, cut
 from protocols.common import Decoded, codec_of, file_of, fits
 
@@ -155,11 +157,12 @@ if __name__ == '__main__':
         windows = {key: range(0, T * k, k), 'action': range((T - 1) * k)}
         if 'latent' in reads:
             windows['latent'] = windows['video']
-    store = Store(folder, split, windows, kind == 'actions' and M.PAD, 'length, n_context')
+    store = Store(folder, split, windows, hint='length, n_context',
+                  **(contract.edges(M, model.cfg) if kind == 'actions' else {}))
     fits(model.cfg, store)
     ids = choose(store, n, seed)
     if kind == 'actions':
-        states.actions(out, model, store, ids, K, seed)
+        actions(out, model, store, ids, K, seed)
         sys.exit(print(f'{out}: what was done, and what the policy wants'))
     where = next(model.parameters()).device
     clips = cut(store, ids, H, k, where)

@@ -71,7 +71,7 @@ log_every = 10                # steps between step lines
 log = ''                      # '' | tensorboard | wandb | swanlab; logs.json.txt is always written
 val_every = 1000              # steps between validation losses; 0 = only at the end
 val_batches = 8               # fixed batches of the val split
-eval_every = 0                # steps between runs of the model's first protocol (protocols/); 0 = never
+eval_every = 0                # steps between runs of the protocol that eval.py would choose; 0 = never
 save_every = 1000             # steps between checkpoints; 0 = only at the end
 keep = 3                      # newest checkpoints to keep; 0 = all
 keep_every = 0                # also keep every keep_every-th step; 0 = none of them
@@ -187,16 +187,13 @@ if data_on_device is True:
     train_data.to(device)
 if eval_every:                                           # what cannot be judged later is said now
     stop_if(not M.EVAL, f'eval_every = {eval_every}: {model}.EVAL names no protocol; --eval_every=0')
-    protocol = importlib.import_module(f'protocols.{M.EVAL[0]}')
+    name = contract.protocol_for(M, folder)
+    protocol, common = (importlib.import_module(f'protocols.{file}') for file in (name, 'common'))
     try:
-        clips = protocol.windows(cfg, protocol.Keys(), M)
-        if clips:
-            Store(folder, 'val', clips, hint=protocol.HINT)
-        else:
+        if not common.judged_on(protocol, folder, cfg, protocol.Keys(), M) and name == 'env':
             protocol.simulator_of(M, folder)             # in which it will be judged
     except SystemExit as problem:
-        stop_if(True, f'eval_every = {eval_every}, the {M.EVAL[0]} protocol: {problem.code}; '
-                'or --eval_every=0')
+        stop_if(True, f'eval_every = {eval_every}, the {name} protocol: {problem.code}; or --eval_every=0')
 
 # ---- model ----
 torch.manual_seed(seed)

@@ -169,8 +169,8 @@ def judge_owners(config):
     M = contract.load(config['model'])
 
     def owners(wanted):
-        known = *M.EVAL, 'loss'
-        name = wanted['protocol'] or known[0]
+        known = contract.understood(M)
+        name = wanted['protocol'] or contract.protocol_for(M, judged_in(config, wanted))
         if name not in known:
             sys.exit(f'protocol = {name!r}: {M.__name__} understands {", ".join(known)}')
         protocol = import_module(f'protocols.{name}')
@@ -199,12 +199,19 @@ def make_cells(args, passed):
             text = json.dumps([changed, seed, sha, judged], sort_keys=True)
             commands = [[sys.executable, TRAIN, *train, f'--out_dir={folder}', '--resume=True'],
                         [sys.executable, EVAL, f'--ckpt={folder}', *judge, f'--out={folder}/eval.json']]
-            protocol = how['protocol'] or (*contract.load(config['model']).EVAL, 'loss')[0]
+            M = contract.load(config['model'])
+            protocol = how['protocol'] or contract.protocol_for(M, judged_in(config, how))
             cell = Cell(values, seed, folder, commands, config, sha, protocol,
                         hashlib.sha256(text.encode()).hexdigest()[:16])
             look(cell, args.keep_sealed)
             cells.append(cell)
     return cells
+
+
+def judged_in(config, how):
+    """The folder of the data that eval.py judges on; None for a training without any."""
+    dataset = how['dataset'] or config['dataset']
+    return os.path.join(how['data_dir'] or config['data_dir'], dataset) if dataset else None
 
 
 def data_sha(data_dir, dataset):

@@ -3,17 +3,15 @@ Pictures of numbers.
 
     arms       a robot that knows its looks: the truth, each prediction drawn over the truth, and a clock
     curves     a robot that does not: commanded entries of the state, true and predicted
-    actions    a policy: what was done and what it would have done
 """
 import sys
 from functools import partial
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from data.loader import simulator
-from draw.common import PAPER, blow_up, check_size, dream, finite, gif, progress, words, write
+from draw.common import PAPER, blow_up, check_size, dream, gif, progress, words, write
 
 HEADER, GAP = 26, 4           # px
 PANELS = 12                   # at most so many curves below one another
@@ -136,40 +134,6 @@ def curves(path, model, context, action, truth, meta, chunk=1):
         if i == 0:
             panel.legend(fontsize='small')
     paper.supxlabel('seconds of open-loop prediction; grey: what the model was shown')
-    write(path, lambda name: paper.savefig(name, dpi=110))
-
-
-def actions(path, model, store, ids, length=150, seed=0):
-    """
-    A policy as a PNG: a column for each episode that holds one of ids, a row for each entry of the action. At
-    each recorded observation, what was done and the first action of the policy's answer. store: windows of
-    the model, with `action` from 0 on.
-    """
-    torch.manual_seed(seed)
-    device, clips = next(model.parameters()).device, []
-    for episode in store.locate(ids)[0]:
-        before = store.ends[episode - 1] if episode else 0
-        batch = store.windows_at(np.arange(before, store.ends[episode])[:length])
-        if hasattr(model, 'reset'):                      # a policy may keep a queue of what it wanted before
-            model.reset()
-        wanted = model.act({key: batch[key].to(device) for key in store.windows if key != 'action'})[:, 0]
-        finite(wanted)
-        clips.append((batch['action'][:, 0].numpy(), wanted.cpu().numpy()))
-    meta = store.meta
-    fps = meta.get('fps') or 1
-    names = meta.get('action_names') or []
-    shown = spread(list(range(clips[0][0].shape[1])))
-    paper, panels = sheet(len(shown) * len(clips), len(clips))
-    for i, panel in enumerate(panels):
-        d, (done, wanted) = shown[i // len(clips)], clips[i % len(clips)]
-        seconds = np.arange(len(done)) / fps
-        panel.plot(seconds, wanted[:, d], color='tab:orange', lw=2.5, label='policy')
-        panel.plot(seconds, done[:, d], color='black', lw=1, label='recorded')
-        if i % len(clips) == 0:
-            panel.set_ylabel(f'{names[d]}' if d < len(names) else f'action {d}')
-        if i == 0:
-            panel.legend(fontsize='small')
-    paper.supxlabel('seconds of recorded observations; at each, the first action of the policy')
     write(path, lambda name: paper.savefig(name, dpi=110))
 
 

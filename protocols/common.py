@@ -1,10 +1,11 @@
 """
 What the protocols share: which clips are judged, by which rank, against whom, and how sure we are.
 
-A protocol is a file of this folder; eval.py picks one, train.py calls the model's first (`eval_every`):
+A protocol is a file of this folder; contract.protocol_for says which one eval.py and train.py call:
 
     Keys        a dataclass: each field a key of eval.py, with its default and a trailing comment
     HINT        the keys that help when a clip is longer than the episodes
+    EDGES       optional: True if its clips may leave the episode, as training windows may
     windows     (cfg, keys, M) -> {key: range of frames} of one clip; M is the model's file. It also refuses
                 keys that make no sense, because train.py asks for it before step 0
     evaluate    (model, folder, keys, rank=0, world=1, quiet=True) -> a dict that JSON can hold. Every rank is
@@ -20,6 +21,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from contract import edges
+from data.loader import Store
 from metrics import bootstrap
 
 # ---- before the work: whatever cannot go well is said in one line ----
@@ -53,6 +56,16 @@ def try_output(key, path):
             os.rmdir(folder)
     except OSError as error:
         sys.exit(f'--{key}={path}: {error.strerror}; choose a place that can be written')
+
+
+def judged_on(P, folder, cfg, keys, M):
+    """The clips that a protocol would look at; None where it plays in a simulator."""
+    windows = P.windows(cfg, keys, M)
+    if windows and not folder:
+        sys.exit(f'the {P.__name__.rpartition(".")[2]} protocol judges on a dataset, and the training had '
+                 'none: --dataset=...')
+    pad = edges(M, cfg) if getattr(P, 'EDGES', False) else {}
+    return Store(folder, 'val', windows, hint=P.HINT, **pad) if windows else None
 
 
 def fits(cfg, store):

@@ -68,8 +68,9 @@ def simulator_of(M, folder):
         return importlib.import_module(f'data.{M.SIMULATOR}.env')
     world_file = simulator(read_meta(folder)) if folder else None
     if world_file is None:
+        other = 'actions' if 'actions' in M.EVAL else 'loss'
         sys.exit(f'neither {folder}/meta.json (env) nor {M.__name__}.SIMULATOR names a simulator to act in; '
-                 'eval.py --protocol=loss needs none')
+                 f'eval.py --protocol={other} needs none')
     return world_file
 
 

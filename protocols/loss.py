@@ -1,8 +1,8 @@
 """
 What every model understands: the mean of each scalar that forward returns, in eval mode, over windows of the
 val split. Noise is drawn from the seed and the place of the batch, so two checkpoints are compared under the
-same draws. It judges models whose EVAL is empty, such as a policy without its simulator; a loss alone says
-little about behaviour.
+same draws. It judges models whose EVAL is empty, and others when asked; a loss alone says little about
+behaviour.
 """
 import sys
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from data.loader import Store
 from protocols import common
 
 HINT = 'num_frames, history, frame_skip'
+EDGES = True
 
 
 @dataclass

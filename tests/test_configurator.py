@@ -242,8 +242,8 @@ def test_misspelt_file(problems):
     (['--model=os'], "no model 'os'; files that define one: stub_nanowm.py"),
     (['--model=not_a_model'],
      'not_a_model.py is no model yet: no @dataclass Config; no PAD = True or False; no windows(cfg); '
-     'no EVAL = a tuple of names out of video, dynamics, plan, env, or (); no class Model(nn.Module); '
-     'see contract.py'),
+     'no EVAL = a tuple of names out of video, dynamics, plan, env, actions, or (); '
+     'no class Model(nn.Module); see contract.py'),
 ])
 def test_flag_refused(problems, argv, message):
     assert problems(*argv) == [message]

@@ -377,7 +377,7 @@ def test_help_shows_just_the_keys_of_a_protocol(run_dir):
     assert 'ckpt' in said and 'protocols/' not in said
 
 
-@pytest.mark.parametrize('protocol', ('video', 'dynamics', 'plan', 'loss'))
+@pytest.mark.parametrize('protocol', ('video', 'dynamics', 'plan', 'actions', 'loss'))
 def test_every_key_of_a_protocol_is_commented(protocol):
     said, _ = script('eval.py', f'--protocol={protocol}', '--help')
     lines = said.split(f'protocols/{protocol}.py')[1].strip().splitlines()
@@ -391,7 +391,8 @@ def test_every_key_of_a_protocol_is_commented(protocol):
     (['--ckpt=nowhere'], 2, "no checkpoint in 'nowhere'"),
     (['--ckpt={run}', '--protocol=dynamics'], 2,
      '--protocol=dynamics: nanowm is judged by video, plan, loss'),
-    (['--protocol=os'], 2, '--protocol=os: there is no such protocol, only dynamics, env, loss, plan, video'),
+    (['--protocol=os'], 2,
+     '--protocol=os: there is no such protocol, only actions, dynamics, env, loss, plan, video'),
     (['--protocol=common'], 2, 'there is no such protocol'),
     (['--ckpt={run}', '--horizn=3'], 2, "unknown key 'horizn' (--horizn); did you mean 'horizon'?"),
     (['--ckpt={run}', '--hidden=64'], 2, "unknown key 'hidden' (--hidden)"),

@@ -17,6 +17,7 @@ import nanowm
 import sample
 from data.loader import Store, read_meta
 from data.writer import write
+from draw import actions as beside
 from draw import common, states, video
 
 COMPASS = {'N': (0, -1), 'E': (1, 0), 'S': (0, 1), 'W': (-1, 0), 'NE': (1, -1), 'SE': (1, 1), 'SW': (-1, 1),
@@ -378,11 +379,11 @@ class Plain:
         return {'state': context['state'][:, None, -1:] + action.cumsum(2).sum(-1, keepdim=True)}
 
 
-def sheets(monkeypatch):
+def sheets(monkeypatch, module=states):
     """Figures instead of files."""
     made, figure = [], states.figure
-    monkeypatch.setattr(states, 'figure', lambda *size: made.append(figure(*size)) or made[-1])
-    monkeypatch.setattr(states, 'write', lambda path, save: None)
+    monkeypatch.setattr(module, 'figure', lambda *size: made.append(figure(*size)) or made[-1])
+    monkeypatch.setattr(module, 'write', lambda path, save: None)
     return made
 
 
@@ -417,24 +418,96 @@ def test_curves_plot_what_they_say(tmp_path, monkeypatch, kind):
     assert ('predicted, 2 members' in labels) == (kind == 'ensemble')
 
 
-def test_a_policy_is_asked_where_somebody_acted(tmp_path, monkeypatch):
-    """At every frame the recorded action and the first of the chunk; obs is all but the action."""
-    pytest.importorskip('matplotlib', reason="needs: pip install -e '.[plot]'")
-    folder, made, asked = robot(tmp_path, length=30), sheets(monkeypatch), []
+class Policy(torch.nn.Linear):
+    """Wants n actions: the first entries of the state, and one more each step."""
 
-    class Policy(torch.nn.Linear):
-        def act(self, obs):
-            asked.append(obs)
-            return torch.stack([obs['state'][:, -1, :2] + n for n in range(3)], 1)              # (B, 3, A)
+    def __init__(self, n=3):
+        super().__init__(1, 1)
+        self.n, self.asked = n, []
+
+    def act(self, obs):
+        self.asked.append(obs)
+        return torch.stack([obs['state'][:, -1, :2] + k for k in range(self.n)], 1)
+
+
+def points(panel):
+    """{first word of a label: (x, y) of what is drawn there}, without the gaps between chunks."""
+    return {line.get_label().split(':')[0]: np.array(line.get_data())[:, ~np.isnan(line.get_ydata())]
+            for line in panel.get_lines() if len(line.get_xdata()) > 2}
+
+
+@pytest.mark.parametrize('n', (3, 1))
+def test_a_policy_beside_recordings(tmp_path, monkeypatch, n):
+    """It looks where its answers end; each is drawn from there on. obs is all but the action."""
+    pytest.importorskip('matplotlib', reason="needs: pip install -e '.[plot]'")
+    folder, made, policy = robot(tmp_path, length=30), sheets(monkeypatch, beside), Policy(n)
     store = Store(folder, 'val', {'state': range(-1, 1), 'action': range(1)}, pad=True)
-    states.actions('p.png', Policy(1, 1), store, np.array([40, 3]), length=20)       # of episodes 1 and 0
-    assert [set(obs) for obs in asked] == [{'state'}, {'state'}] and asked[0]['state'].shape == (20, 2, 5)
+    beside.actions('p.png', policy, store, np.array([40, 3]), length=20)             # of episodes 1 and 0
+    looks = np.arange(0, 20, n)
+    assert [set(obs) for obs in policy.asked] == [{'state'}] * 2 * len(looks)
+    assert policy.asked[0]['state'].shape == (1, 2, 5)
     state, action = (np.load(f'{folder}/val/{key}.npy') for key in ('state', 'action'))
-    for i, panel in enumerate(made[0].axes):
-        lines = {line.get_label(): line.get_ydata() for line in panel.get_lines()}
-        rows = np.s_[30:50] if i % 2 == 0 else np.s_[:20]    # a column an episode, a row an entry
-        assert np.allclose(lines['recorded'], action[rows, i // 2]) and len(made[0].axes) == 4
-        assert np.allclose(lines['policy'], state[rows, i // 2])
+    panels = made[0].axes
+    assert len(panels) == 4
+    for i, panel in enumerate(panels):                       # a column an episode, a row an entry
+        first, entry, lines = 30 * (i % 2 == 0), i // 2, points(panel)
+        assert np.allclose(lines['recorded'], [np.arange(20) / FPS, action[first:first + 20, entry]])
+        asked = np.repeat(looks, n)[:20]
+        wanted = state[first + asked, entry] + (np.arange(20) - asked)
+        assert np.allclose(lines['policy'], [np.arange(20) / FPS, wanted], atol=1e-6)
+        dots = [line for line in panel.get_lines() if line.get_marker() == 'o']
+        assert len(dots) == (n > 1) and all(np.allclose(dot.get_xdata(), looks / FPS) for dot in dots)
+    assert [panel.get_ylabel() for panel in panels[::2]] == ['action 0\n[rad]', 'action 1\n[rad]']
+    assert [panel.get_title() for panel in panels[:2]] == [f'val episode {e} of robot' for e in (1, 0)]
+    assert panels[3].get_xlabel() == 'time [s]'
+    legend = [text.get_text().split(':')[0] for text in made[0].legends[0].get_texts()]
+    assert legend == ['policy', 'recorded']
+
+
+@pytest.mark.parametrize('kind', ('image.left', 'image.right', 'video', 'grey'))
+def test_frames_stand_above_the_actions(tmp_path, monkeypatch, kind):
+    """Six of them, of the camera that the policy sees or else the first, each above its time."""
+    pytest.importorskip('matplotlib', reason="needs: pip install -e '.[plot]'")
+
+    def filmed(i):
+        rng = np.random.default_rng(i)
+        frames = rng.integers(0, 256, (30, 8, 10, 1 if kind == 'grey' else 3), np.uint8)
+        seen = {'image.left': frames.transpose(0, 3, 1, 2), 'image.right': 255 - frames.transpose(0, 3, 1, 2)}
+        seen = seen if 'image' in kind else {'video': frames}
+        return {'state': rng.normal(size=(30, 5)).astype(np.float32),
+                'action': rng.normal(size=(30, 2)).astype(np.float32)} | seen
+    write(tmp_path / 'filmed', filmed, 3, seed=1, val='1-2', workers=1, command='tests', padded=(),
+          info={'source': 'tests', 'revision': '1', 'fps': FPS, 'q_index': [3, 1], 'action_names': ['a', 'b'],
+                'groups': {'arm': {'dims': [3], 'unit': 'rad'}, 'hand': {'dims': [1], 'unit': '1'}}})
+    reads = {'state': range(1), 'action': range(1)}
+    reads |= {'image.right': range(1)} if kind == 'image.right' else {}
+    made, store = sheets(monkeypatch, beside), Store(tmp_path / 'filmed', 'val', reads, pad=True)
+    beside.actions('p.png', Policy(), store, np.array([2, 40]), length=24)
+    top, curves = made[0].axes[:2], made[0].axes[2:6]
+    rows = store.open('video' if kind in ('video', 'grey') else kind)
+    rows = rows.transpose(0, 2, 3, 1) if 'image' in kind else rows
+    for first, panel, curve in zip((0, 30), top, curves):
+        insets = panel.child_axes
+        for i, inset in enumerate(insets):
+            when = 2 + 4 * i                                 # the middle of each sixth of 24 frames
+            assert np.array_equal(np.squeeze(inset.images[0].get_array()), np.squeeze(rows[first + when]))
+            assert inset.get_title().endswith(f'{when / FPS:.1f} s')
+            assert when / FPS in [line.get_xdata()[0] for line in curve.get_lines()]
+        assert len(insets) == 6 and curve.get_xlim() == (0, 24 / FPS)
+    assert [panel.get_ylabel() for panel in curves[::2]] == ['a\n[rad]', 'b\n[1]']
+    beside.actions('p.png', Policy(), store, np.array([2]), length=100)              # of an episode of 30
+    assert made[1].axes[1].get_xlim() == (0, 30 / FPS)
+
+
+def test_an_axis_is_never_narrower_than_two_std():
+    """Noise would look like a mistake."""
+    pytest.importorskip('matplotlib', reason="needs: pip install -e '.[plot]'")
+    panel = states.figure().subplots()
+    panel.set_ylim(1, 1.5)
+    beside.at_least(panel, 0.2)
+    assert panel.get_ylim() == (1, 1.5)
+    beside.at_least(panel, 2)
+    assert panel.get_ylim() == (-0.75, 3.25)
 
 
 # ---- the command ----
