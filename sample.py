@@ -17,7 +17,6 @@ from configurator import Owner, configure, polite_exit
 
 polite_exit()                 # before torch: its import takes seconds, and Ctrl-C should end those too
 
-import importlib
 import os
 import sys
 
@@ -31,6 +30,7 @@ from draw import states, video
 from draw.actions import actions
 from draw.common import check_out, cut
 from protocols.common import Decoded, codec_of, file_of, fits
+from protocols.env import simulator_of
 
 ckpt = ''                     # out_dir of a run, or one of its step folders
 which = 'latest'              # latest | best, when ckpt is an out_dir
@@ -80,7 +80,7 @@ def possible(model, reads, meta, versus, futures):
     if not hasattr(model, 'rollout'):
         if not hasattr(model, 'act'):
             sys.exit('the model has no .rollout and no .act')
-        if not hasattr(file_of(model), 'SIMULATOR'):
+        if not hasattr(file_of(model), 'SIMULATOR') and not meta.get('env'):
             return ['actions.png']
         return ['episode.gif'] if hasattr(model, 'plans') else ['side.gif'] + ['actions.png'] * bool(reads)
     if 'state' in reads:
@@ -130,7 +130,7 @@ if __name__ == '__main__':
     n, K, kind = n_clips or clips, length or frames, kinds[ending].partition('.')[0]
 
     if kind in ('episode', 'side'):                                  # no recorded clips are needed
-        world_file = importlib.import_module(f'data.{M.SIMULATOR}.env')
+        world_file = simulator_of(M, folder)
         name = env or next(iter(world_file.SUITES.values()))[0]
         world_file.check_name(name)
     if kind == 'side':

@@ -124,7 +124,8 @@ def side(path, models, world_file, name, seed, length=0, fps=0):
 def acted(title, model, how, world_file, name, seed, length):
     """-> a frame per step, the best reward. how: keywords of .act"""
     env, = world_file.environments([name], **world_file.options(model.cfg))
-    past = deque([env.reset(seed=seed)[0]] * model.cfg.n_obs, model.cfg.n_obs)
+    n_obs = getattr(model.cfg, 'n_obs', 1)
+    past = deque([env.reset(seed=seed)[0]] * n_obs, n_obs)
     generator, frames, best, over = torch.Generator().manual_seed(seed), [], 0.0, False
     bar = tqdm(total=length or env.cap, desc=title, leave=False, disable=None)
     while not over:
