@@ -4,25 +4,25 @@ one of its data sets in both formats.
 
 Its requirements hold torch back below 2.11, so it gets an environment of its own, without them; it works with
 a later torch all the same:
-    pip install torch==2.13.0 tqdm imageio pyarrow av accelerate deepdiff dill einops httpx jsonlines mergedeep
-        multiprocess pandas pyserial requests typing-inspect xxhash
+    pip install torch==2.13.0 tqdm imageio pyarrow av accelerate deepdiff dill einops httpx jsonlines
+        mergedeep multiprocess pandas pyserial requests typing-inspect xxhash
     pip install --no-deps lerobot==0.4.4 torchvision==0.28.0 draccus==0.10.0 diffusers==0.35.2 datasets==4.8.5
         huggingface-hub==0.35.3
 """
 import json
 import os
 import shutil
+import subprocess
 import sys
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 import act
-from data.lerobot.reader import episode, films, layout, records
+from data.lerobot.reader import cameras, films, layout, records
 from data.loader import Store
-from data.writer import write
 
 VERSION = '0.4.4'
 # a torchvision that was built for another torch looks for its operators, which nobody calls here
@@ -154,23 +154,18 @@ def alone(src, chosen, camera, folder):
     (meta / 'info.json').write_text(json.dumps(info))
 
 
-def filmed(k, src, camera, name, chosen):
-    """Episode chosen[k] of a LeRobot set, its pictures as act.py wants them."""
-    rows = episode(k, src, 'observation.state', 'action', camera, None, chosen)
-    return {'state': rows['state'], 'action': rows['action'], name: rows['video'].transpose(0, 3, 1, 2)}
-
-
 def with_films(src, most):
-    """A camera of the v2.1 set src, and the first `most` episodes whose video is there, or exit."""
+    """A camera of the v2.1 set src, our name of it, and the first `most` episodes with a video, or exit."""
     info, _ = layout(src)
-    cameras = [key for key, x in info['features'].items() if x.get('dtype') == 'video']
-    if info['codebase_version'] != 'v2.1' or not cameras:
+    names = {key: name for name, key in cameras(info).items() if info['features'][key]['dtype'] == 'video'}
+    if info['codebase_version'] != 'v2.1' or not names:
         sys.exit(f'src = {src}: want a set of version v2.1 with videos; it is {info["codebase_version"]}, '
-                 f'its cameras are {", ".join(cameras) or "none"}')
-    chosen = [i for i, (film, _) in enumerate(films(src, cameras[0])) if film.exists()][:most]
+                 f'its cameras are {", ".join(names) or "none"}')
+    camera, name = next(iter(names.items()))
+    chosen = [i for i, (film, _) in enumerate(films(src, camera)) if film.exists()][:most]
     if not chosen:
-        sys.exit(f'src = {src}: it has no video of {cameras[0]}; fetch some')
-    return cameras[0], chosen
+        sys.exit(f'src = {src}: it has no video of {camera}; fetch some')
+    return camera, name, chosen
 
 
 def both_sets(src, most, chunk_size, folder):
@@ -183,15 +178,15 @@ def both_sets(src, most, chunk_size, folder):
     from lerobot.datasets.v30.convert_dataset_v21_to_v30 import convert_dataset
     if not hasattr(torchvision.io, 'VideoReader'):
         torchvision.io.VideoReader = VideoReader
-    (camera, chosen), fps = with_films(src, most), layout(src)[0]['fps']
+    camera, name, chosen = with_films(src, most)
+    run = [sys.executable, Path(__file__).parents[1] / 'data/lerobot/prepare.py', f'--src={src}', '--val=0',
+           f'--out={folder}/ours', f'--cameras={name}', f'--episodes={",".join(map(str, chosen))}']
+    if subprocess.run(run, stdout=subprocess.DEVNULL).returncode:
+        sys.exit(1)                                      # it has said why
+    windows, fps = act.windows(act.Config(chunk_size=chunk_size, cameras=(name,))), layout(src)[0]['fps']
+    store = Store(f'{folder}/ours', 'train', windows, pad=act.PAD)
     alone(src, chosen, camera, f'{folder}/theirs')
     convert_dataset('theirs', root=folder, push_to_hub=False)
-    short = camera.rpartition('.')[2]
-    name, windows = f'image.{short}', act.windows(act.Config(chunk_size=chunk_size, cameras=(short,)))
-    write(f'{folder}/ours', partial(filmed, src=src, camera=camera, name=name, chosen=chosen), len(chosen),
-          seed=0, val='0', workers=1, command='bench', padded=(),
-          info={'source': 'LeRobot', 'revision': '', 'fps': fps, 'units': {}})
-    store = Store(f'{folder}/ours', 'train', windows, pad=act.PAD)
     dataset = LeRobotDataset('theirs', root=f'{folder}/theirs', video_backend='pyav',
                              delta_timestamps={'action': [t / fps for t in windows['action']]})
-    return store, name, dataset, camera
+    return store, f'image.{name}', dataset, camera

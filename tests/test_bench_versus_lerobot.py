@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import one_line, script
-from test_data_lerobot import LENGTHS, TOP, filmed, pictures
+from test_data_lerobot import LENGTHS, TOP, filmed
 
 import act
 import diffusion_policy
@@ -19,7 +19,8 @@ from bench import versus_lerobot as bench
 from data.lerobot import reader
 from data.video import frames
 
-av, pq = pytest.importorskip('av'), pytest.importorskip('pyarrow.parquet')
+pytest.importorskip('av')
+pq = pytest.importorskip('pyarrow.parquet')
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +208,7 @@ def src(tmp_path):
 
 
 def test_a_set_of_some_episodes(src, tmp_path):
-    assert upstream.with_films(src, 3) == (TOP, [1, 2, 4])
+    assert upstream.with_films(src, 3) == (TOP, 'top', [1, 2, 4])
     upstream.alone(src, [1, 4], TOP, tmp_path / 'some')
     info, files = reader.layout(tmp_path / 'some')
     assert [T for _, T in files] == [LENGTHS[1], LENGTHS[4]]
@@ -216,11 +217,10 @@ def test_a_set_of_some_episodes(src, tmp_path):
     assert index == list(range(info['total_frames']))
     for k, i in enumerate((1, 4)):
         assert set(pq.read_table(files[k][0])['episode_index'].to_pylist()) == {k}
-        ours, = [upstream.filmed(k, tmp_path / 'some', TOP, 'image.top', [0, 1])]
-        want = reader.episode(0, src, 'observation.state', 'action', None, None, [i])
-        assert all(np.array_equal(ours[key], want[key]) for key in ('state', 'action'))
-        assert ours['image.top'].shape == (LENGTHS[i], 3, 24, 32)
-        assert abs(ours['image.top'].transpose(0, 2, 3, 1).astype(int) - pictures(i, LENGTHS[i])).mean() < 5
+        film, _ = reader.films(tmp_path / 'some', TOP)[k]
+        assert film.read_bytes() == reader.films(src, TOP)[i][0].read_bytes()
+        table, want = (pq.read_table(files[at][0]) for files, at in ((files, k), (reader.layout(src)[1], i)))
+        assert table.drop(['episode_index', 'index']) == want.drop(['episode_index', 'index'])
     stats = reader.records(tmp_path / 'some' / 'meta' / 'episodes_stats.jsonl')
     assert stats == [{'episode_index': k, 'stats': {'action': {'mean': [i]}}} for k, i in enumerate((1, 4))]
 
@@ -260,5 +260,6 @@ def test_batches_that_differ_are_found():
 
 @pytest.mark.skipif(bool(upstream.lacking()), reason='LeRobot 0.4.4 is not installed')
 @pytest.mark.parametrize('M', (act, diffusion_policy))
-def test_beside_lerobot(M):
+def test_beside_lerobot(M, monkeypatch):
+    monkeypatch.setattr(bench, 'down_dims', (32, 64))    # 8 groups of one channel each would cancel biases
     assert bench.same_step('', *bench.pair(M, '32x32', 2, dropout=0.0)) < bench.TOLERANCE
