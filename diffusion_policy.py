@@ -392,7 +392,8 @@ class Model(nn.Module):
         resized, cropped = views(self.cfg)
         if resized != size:
             x = F.interpolate(x, resized, mode='bilinear', antialias=True)
-        x = vision.crop(x, cropped, random=self.training and self.cfg.crop_is_random)
+        if cropped != resized:                           # else nothing is drawn, as in LeRobot
+            x = vision.crop(x, cropped, random=self.training and self.cfg.crop_is_random)
         return x.unflatten(0, image.shape[:2])
 
     # ---- the network ----

@@ -451,6 +451,8 @@ def test_crop_in_training_and_in_eval():
     assert len(places) > 40 and {y for y, _ in places} == {*range(9)}
     model.cfg = replace(cfg, crop_is_random=False)
     assert torch.equal(model.picture(batch, 0), middle)
+    model.cfg, drawn = whole, torch.get_rng_state()
+    assert torch.equal(model.picture(batch, 0), full) and torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_the_middle_is_that_of_torchvision():
