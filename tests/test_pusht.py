@@ -126,7 +126,8 @@ def test_policies_of_lerobot_are_played(boards, act_dir, tmp_path, short):
         result = json.loads(script('eval.py', f'--ckpt={run}', '--episodes=2', *flags, '--timed=1')[0])
         assert 'sim_max_reward_100001' in result and result['calls_per_action'] == calls
         assert result['hold_rmse'] > 0 and math.isfinite(result['val_action_rmse'])
-    said, _ = script('sample.py', f'--ckpt={act_dir}', f'--versus={out}', f'--out={tmp_path}/a.gif', '--length=4')
+    draw = 'sample.py', f'--ckpt={act_dir}', f'--versus={out}', f'--out={tmp_path}/a.gif', '--length=4'
+    said, _ = script(*draw)
     assert said.startswith(f'{tmp_path}/a.gif: best reward 0.') and ' and 0.' in said
     _, err = script('eval.py', f'--ckpt={act_dir}', '--temporal_ensemble=True', code=1)
     assert one_line(err) == ('act.Config: n_action_steps = 4: temporal_ensemble looks again at every step; '
