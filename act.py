@@ -3,35 +3,39 @@ ACT: action chunking with a transformer. A policy looks once and says what to do
 pass of an encoder-decoder; trained by plain regression of what demonstrators did.
 
 Zhao et al. 2023, arXiv 2304.13705, in the form, and with the parameter names, of Hugging Face's LeRobot.
-Demonstrators differ, and the mean of two good ways may be a bad one. So a second encoder, in training only,
-looks at the very actions that are to be guessed and tells a few numbers z about them, their style:
+Demonstrators differ, and what lies between two good ways may be a bad one. So in training a second encoder
+sees the very actions that are to be guessed, and sums up their style in a few numbers z:
 
     mu, log_var = VAE encoder(state, a_1..T)   a Gaussian over z
     z    = mu + exp(log_var / 2) eps           eps ~ N(0, 1); in acting, and in validation, z = 0
     a^   = decoder(encoder(z, state, cameras))
     loss = mean |a^ - a| + kl_weight KL        KL = sum over z of (mu^2 + e^log_var - 1 - log_var) / 2
 
-At the published weight of 10 telling is too costly: in our runs KL is gone after a few hundred steps, and
-what is left is a regression.
+State and actions are normalised; the mean leaves out padded actions (`padding`). At the published weight of
+10 the posterior collapses: in our runs KL falls to 0 within a few hundred steps, and what is left is a
+regression.
 
 Shapes: B chunks, T = chunk_size actions, C = dim_model, A = action_dim. A batch: state (B, 1, .),
-image.<camera> (B, 1, 3, H, W) uint8, action (B, T, A), and mask (B, T), False where the episode was over. The
-encoder sees S tokens (B, S, C): z, the state, then the cells of each camera's ResNet-18 map, row by row: 15 x
-20 of a picture of 480 x 640. The decoder starts from zeros: T learned queries ask the S tokens. Attention
-adds positions to queries and keys in every layer, to values never; norms come after the sums. Read first
-`Model.net`, then `forward`.
+image.<camera> (B, 1, 3, H, W) uint8 or env_state (B, 1, .) in their place, action (B, T, A), and mask (B, T),
+False where the episode was over. The encoder sees S tokens (B, S, C): z, the state, env_state, then the cells
+of each camera's ResNet-18 map, row by row: 15 x 20 of a picture of 480 x 640. The T tokens of the decoder
+start as zeros; T learned vectors, its queries, serve as their positions. Positions are added to what asks and
+what is asked in every layer, to values never; norms come after the sums. Read first `Model.net`, then
+`forward`.
 
 In acting n_action_steps of a chunk are carried out before it looks again. With temporal_ensemble it looks at
 every step, and does the weighted mean of what all its chunks said about now (`ensemble`).
 
-As in LeRobot, not in the paper:
+As in LeRobot:
     - one layer in the decoder: the authors' code had seven and used the first;
-    - in that layer the values of self-attention are zeros, so it adds one learned vector to all tokens;
-    - padding = skip leaves padded actions out of the mean; zeros: LeRobot up to 0.5 counts them as right.
-      The mean of skip is that of a micro-batch: where some are padded, more ranks or passes make another.
-Changed: validation is the L1 at z = 0, LeRobot has none; env_state, which may stand in place of cameras, is
-normalised like the state. 51,613,582 parameters with 14 joints and a camera. To reach, published by LeRobot
-for the simulated ALOHA cube: success in 87.6 % of 500 episodes.
+    - in that layer the values of self-attention are zeros, so when it acts it adds one learned vector to all
+      tokens: they differ only by what their queries ask. With few tokens to ask there are few differences;
+    - padding = skip divides by the real actions of a micro-batch, so the loss depends a little on how a batch
+      is split over ranks and passes. zeros: LeRobot up to 0.5 counts padded actions as right.
+Changed: validation is the L1 at z = 0, LeRobot has none; env_state is normalised like the state; without
+pretrained_backbone_weights the ResNet starts at random, theirs from ImageNet.
+51,613,582 parameters with 14 joints and a camera. To reach: success in 87.6 % of 500 episodes, published by
+LeRobot for the simulated ALOHA cube.
 """
 import math
 import sys
@@ -76,7 +80,7 @@ class Config:
     temporal_ensemble_coeff: float = 0.01    # m: the i-th oldest chunk weighs exp(-m i)
     # training
     optimizer_lr_backbone: float = 1e-5      # peak learning rate of the ResNet; train.py's lr is the others'
-    # the data
+    # the data: meta.json decides, here PushT's
     action_dim: int = 2           # numbers in an action
     state_dim: int = 2            # numbers in a state
     env_state_dim: int = 18       # numbers that obs = keypoints sees
@@ -135,7 +139,7 @@ def windows(cfg):
 
 
 def example(cfg, batch_size):
-    """A random batch with all that forward wants; numbers in 0..1, the range of fresh statistics."""
+    """A random batch with all that forward wants."""
     B = batch_size
     batch = {'mask': torch.ones(B, cfg.chunk_size, dtype=bool)}
     for key, offsets in windows(cfg).items():
@@ -181,8 +185,8 @@ def waves_2d(h, w, C, device):
 def ensemble(past, chunk, m):
     """
     Temporal ensembling, online. chunk (..., T, A) was made now; past is what this function returned at the
-    step before, or None. -> the action of now (..., A): the mean of all that was said about it, the i-th
-    oldest guess with weight exp(-m i); m > 0 trusts the oldest most. And the past of the next step.
+    step before, or None. Returns the action of now (..., A), the mean of all that was said about it, and the
+    past for the next step. Guess i, the oldest is 0, weighs exp(-m i): m > 0 trusts the oldest most.
     """
     T = chunk.shape[-2]
     weight = torch.exp(-m * torch.arange(T, device=chunk.device))
@@ -311,7 +315,7 @@ class Model(nn.Module):
             if cfg.pretrained_backbone_weights:
                 vision.imagenet(self.backbone, cfg.pretrained_backbone_weights)
             self.encoder_img_feat_input_proj = nn.Conv2d(512, C, 1)
-            # a row per camera; ImageNet's, whatever the pictures, because its weights are used to them
+            # a row per camera; ImageNet's, whatever the pictures: what its weights are used to
             for name, rgb in ('mean', (0.485, 0.456, 0.406)), ('std', (0.229, 0.224, 0.225)):
                 self.register_buffer(f'image_{name}', torch.tensor(rgb).repeat(len(cfg.cameras), 1))
         self.encoder_1d_feature_pos_embed = nn.Embedding(2 + (cfg.obs == 'keypoints'), C)
@@ -329,7 +333,7 @@ class Model(nn.Module):
         return (batch[key].float() - getattr(self, f'{key}_mean')) / (getattr(self, f'{key}_std') + 1e-8)
 
     def look(self, batch):
-        """What net sees of a batch in data units: state (B, .), env_state or None, pictures (B, 3, H, W)."""
+        """A batch in data units -> state (B, .), env_state or None, [pictures (B, 3, H, W)], normalised."""
         cfg, images = self.cfg, []
         for i, name in enumerate(cfg.cameras if cfg.obs == 'image' else ()):
             image = batch[f'image.{name}'][:, -1]
@@ -390,22 +394,25 @@ class Model(nn.Module):
     @torch.no_grad()
     def act(self, obs, generators=None):
         """
-        The actions that come next, (B, n_action_steps, A) in data units; in eval mode, because of dropout.
-        obs: {key: (B, 1, ...)}, as in `windows`. Nothing is drawn: generators, one per row, only tell which
-        episode a row belongs to, for temporal_ensemble; a new one begins anew. Without them row i is episode
-        i until `reset`. Of the past only that of the rows of the last call is kept: no episode comes back.
+        The actions that come next, (B, n_action_steps, A) in data units; call .eval() first, or dropout is
+        at work. obs: {key: (B, 1, ...)}, as in `windows`. Nothing is drawn. temporal_ensemble must know which
+        row goes on with which episode: generators, an object of its own for each row, are its names, and a
+        new one begins anew; without them row i is episode i until `reset`. A row that is missing in one call
+        loses its past.
         """
         cfg, device = self.cfg, self.action_mean.device
         seen = self.look({key: obs[key].to(device) for key in windows(cfg) if key != 'action'})
         chunk = self.net(seen[0].new_zeros(len(seen[0]), cfg.latent_dim), *seen).float()
         chunk = chunk * self.action_std + self.action_mean
-        self.calls = 1                                   # of the network; protocols/env.py asks
+        self.calls = 1                                   # of the network, for protocols/env.py
         if not cfg.temporal_ensemble:
             return chunk[:, :cfg.n_action_steps]
         rows = generators or range(len(chunk))
         if 0 in self.past and generators is None and len(self.past) != len(chunk):
             raise ValueError(f'{len(chunk)} rows after {len(self.past)}: which episodes? give generators, or '
                              'call reset() first')
+        if len(set(rows)) < len(chunk):
+            raise ValueError('generators: want an object of its own for each row')
         told = {row: ensemble(self.past.get(row), guess, cfg.temporal_ensemble_coeff)
                 for row, guess in zip(rows, chunk)}
         self.past = {row: past for row, (_, past) in told.items()}
@@ -414,7 +421,7 @@ class Model(nn.Module):
     # ---- for train.py ----
 
     def configure_optimizers(self, lr, weight_decay, betas):
-        """AdamW, decay for everything, as published; the ResNet at its own learning rate."""
+        """AdamW, decay for everything, as published; train.py multiplies its lr by a group's lr_scale."""
         named = [(name.startswith('backbone.'), p) for name, p in self.named_parameters()]
         groups = [{'params': [p for resnet, p in named if not resnet]}]
         if self.cfg.obs == 'image':
@@ -424,8 +431,8 @@ class Model(nn.Module):
 
     def flops_per_sample(self):
         """
-        Matmul FLOPs of a training sample, three times those of a pass. A layer of N tokens: 8 N C^2 and
-        4 N N' C of an attention to N', 4 N C F of the MLP; the ResNet's convolutions.
+        Matmul FLOPs of a training sample, three times those of a pass. N tokens that ask M: 4 (N + M) C^2
+        and 4 N M C; an MLP: 4 N C dim_feedforward; the ResNet's convolutions.
         """
         cfg, C, T = self.cfg, self.cfg.dim_model, self.cfg.chunk_size
         S, picture = 2 + (cfg.obs == 'keypoints'), 0
@@ -454,6 +461,7 @@ class Model(nn.Module):
         fixed = {'n_obs_steps': 1, 'vision_backbone': 'resnet18', 'replace_final_stride_with_dilation': False,
                  'pre_norm': False, 'feedforward_activation': 'relu'}
         modes = dict.fromkeys(('VISUAL', 'STATE', 'ENV', 'ACTION'), 'MEAN_STD')
+        # fixed, modes: what its config must say; facts: Config fields that follow from its features
         config, weights, facts = checkpoint.read_lerobot(src, 'act', fixed, modes)
         coeff = config.pop('temporal_ensemble_coeff', None)          # there None switches it off
         if coeff is not None:

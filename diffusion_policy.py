@@ -5,12 +5,14 @@ Chi et al. 2023, arXiv 2303.04137, as LeRobot builds it: its names of arguments 
 leading `diffusion.`), its defaults up to version 0.5. x is a chunk of actions, e Gaussian noise:
 
     training    z_t = sqrt(alpha_bar_t) x + sqrt(1 - alpha_bar_t) e,    t one of 100 levels
-                loss |net(z_t, t, seen) - e|^2                          (prediction_type sample: - x)
+                loss: mean of |net(z_t, t, seen) - e|^2
+                with prediction_type sample the network guesses x instead of e
     sampling    from z = e, t falling to 0: the network's guess of x, clamped to [-1, 1], then
     DDPM        z <- a mean of that x and z, and fresh noise: 100 calls of the network
-    DDIM        z <- sqrt(alpha_bar_next) x + sqrt(1 - alpha_bar_next) e: no new noise, so 10 calls will do
+    DDIM        z <- sqrt(alpha_bar_next) x + sqrt(1 - alpha_bar_next) e: nothing is drawn on the way, and
+                few calls will do, such as 10 (num_inference_steps)
 
-    picture (3, H, W) -> ResNet-18 -> softmax over places: where 32 things are -> linear, 64 numbers
+    picture (3, H, W) -> ResNet-18 -> softmax over places: where 32 things are -> linear, ReLU: 64 numbers
     seen: state and pictures, or keypoints, of the last n_obs_steps observations in one row (B, G)
     U-Net: (B, A, T) -> T/2 -> T/4 and back, with skips; (t, seen) scale and shift every block (FiLM)
 
@@ -28,10 +30,10 @@ Kept of LeRobot, though one may ask why:
     - padded actions are targets, unless do_mask_loss_for_padding.
 Otherwise than LeRobot:
     - each picture is cropped at a place of its own, theirs a whole batch at one;
-    - a number that was constant in the data becomes -1 always; theirs divides its changes by 1e-8.
-BatchNorm (use_group_norm = False) keeps statistics of the raw weights, also beside averaged ones (EMA). It
-normalises by those of a micro-batch, and a mean without padded actions is one of a micro-batch too: with
-either, more ranks or passes are another training.
+    - a number that was constant in the data becomes -1 always; theirs divides its distance to it by 1e-8.
+With BatchNorm (use_group_norm = False) the running statistics are those of the raw weights, not of averaged
+ones (EMA). In training it normalises over a micro-batch, and a mean without padded actions is one over a
+micro-batch too: with either, the training depends on how a batch is split over ranks and passes.
 """
 import math
 import sys
@@ -59,16 +61,16 @@ class Config:
     vision_backbone: str = 'resnet18'        # resnet18
     pretrained_backbone_weights: str = ''    # '' | file of ResNet-18 | ResNet18_Weights.IMAGENET1K_V1
     resize_shape: tuple = ()      # px, (height, width); (): as the pictures are
-    crop_ratio: float = 1.0       # of resize_shape, share of the sides that is left; without it no effect
-    crop_shape: tuple = ()        # px, (height, width), (): no crop; with resize_shape no effect
+    crop_ratio: float = 1.0       # share of each side that the crop leaves; used only with resize_shape
+    crop_shape: tuple = ()        # px, (height, width), (): no crop; ignored with resize_shape
     crop_is_random: bool = True   # in training; else from the middle
     use_group_norm: bool = True   # else BatchNorm, with which ImageNet's weights go
     spatial_softmax_num_keypoints: int = 32  # that the encoder of a picture points to
     use_separate_rgb_encoder_per_camera: bool = False    # else one for all
     # the chunk
-    horizon: int = 16             # actions, T; a multiple of 2^stages
+    horizon: int = 16             # actions, T; a multiple of 2^stages, as LeRobot wants it
     n_action_steps: int = 8       # actions carried out before it looks again
-    drop_n_last_frames: int = 7   # at the end of an episode, where no chunk begins
+    drop_n_last_frames: int = 7   # at the end of an episode: none of them is `now` in a sample
     # the U-Net
     down_dims: tuple = (512, 1024, 2048)     # channels of each stage
     kernel_size: int = 5          # actions that a convolution sees
@@ -83,12 +85,12 @@ class Config:
     prediction_type: str = 'epsilon'         # epsilon: the network guesses the noise | sample: the actions
     # sampling
     noise_scheduler_type: str = 'DDPM'       # DDPM | DDIM
-    num_inference_steps: int = 0  # calls of the network per chunk; 0: num_train_timesteps
+    num_inference_steps: int = 0  # calls of the network per chunk, best a divisor of the levels; 0: all
     clip_sample: bool = True      # clamp each guess of the actions
     clip_sample_range: float = 1.0           # to minus and plus this
     # loss
     do_mask_loss_for_padding: bool = False   # what lies beyond the ends of an episode is no target
-    padding: str = 'skip'         # then: skip | zeros, as errors of 0 in the mean (LeRobot <= 0.5)
+    padding: str = 'skip'         # then: skip | zeros, counted as errors of 0 (LeRobot <= 0.5)
     # the data
     cameras: tuple = ('top',)     # image.<camera>; their order counts
     height: int = 96              # px
@@ -194,7 +196,7 @@ def example(cfg, batch_size):
 # ---- diffusion: DDPM (arXiv 2006.11239), DDIM (arXiv 2010.02502), cosine schedule (arXiv 2102.09672) ----
 
 def alpha_bars(cfg):
-    """alpha_bar (K,) float64, the share of the signal's variance after each of K = num_train_timesteps."""
+    """(K,) float64: the share of the signal's variance that 1, 2, ... K = num_train_timesteps steps leave."""
     K = cfg.num_train_timesteps
 
     def level(t):
@@ -214,7 +216,7 @@ def add_noise(x, e, alpha_bar):
 
 
 def real_mean(error, real, padding):
-    """Mean of the errors (B, T, A) of real actions; real (B, T) is False where the episode was over."""
+    """Mean of the errors (B, T, A) of real actions; real (B, T) is False beyond its ends."""
     error = error * real[..., None]
     if padding == 'zeros':
         return error.mean()
@@ -222,40 +224,40 @@ def real_mean(error, real, padding):
 
 
 def levels_of(cfg):
-    """The levels t at which a sampler calls the network, and how far they are apart: 90, 80, ... 0 and 10."""
+    """The levels t of the calls, falling, and their distance: of 100, 10 calls have 90, 80, ... 0, and 10."""
     n = cfg.num_inference_steps or cfg.num_train_timesteps
     stride = cfg.num_train_timesteps // n
     return [*reversed(range(0, n * stride, stride))], stride
 
 
-def cleaned(z, guess, noisy, cfg):
-    """The network's guess at alpha_bar = noisy -> the actions x that it means, clamped, and the noise e."""
+def cleaned(z, guess, bar, cfg):
+    """The network's guess at alpha_bar = bar -> the actions x that it means, clamped, and the noise e."""
     if cfg.prediction_type == 'epsilon':
-        x, e = (z - (1 - noisy) ** 0.5 * guess) / noisy ** 0.5, guess
+        x, e = (z - (1 - bar) ** 0.5 * guess) / bar ** 0.5, guess
     else:
-        x, e = guess, (z - noisy ** 0.5 * guess) / (1 - noisy) ** 0.5
-    if cfg.clip_sample:
+        x, e = guess, (z - bar ** 0.5 * guess) / (1 - bar) ** 0.5
+    if cfg.clip_sample:                                  # bar starts near 0, and x with it far off
         x = x.clamp(-cfg.clip_sample_range, cfg.clip_sample_range)
     return x, e
 
 
-def ddpm_step(z, x, noisy, cleaner, noise):
-    """From alpha_bar = noisy to cleaner, if x were true; the smaller of the two variances of Ho et al."""
-    alpha = noisy / cleaner
-    mean = cleaner ** 0.5 * (1 - alpha) / (1 - noisy) * x + alpha ** 0.5 * (1 - cleaner) / (1 - noisy) * z
-    return mean + ((1 - cleaner) / (1 - noisy) * (1 - alpha)) ** 0.5 * noise
+def ddpm_step(z, x, bar, bar_next, noise):
+    """A draw of q(z_next | z, x), the posterior; with beta tilde, the smaller variance of Ho et al."""
+    alpha = bar / bar_next
+    mean = bar_next ** 0.5 * (1 - alpha) / (1 - bar) * x + alpha ** 0.5 * (1 - bar_next) / (1 - bar) * z
+    return mean + ((1 - bar_next) / (1 - bar) * (1 - alpha)) ** 0.5 * noise
 
 
-def ddim_step(x, e, cleaner):
+def ddim_step(x, e, bar_next):
     """DDIM with eta = 0. e stays as it was guessed, also where x was clamped."""
-    return cleaner ** 0.5 * x + (1 - cleaner) ** 0.5 * e
+    return bar_next ** 0.5 * x + (1 - bar_next) ** 0.5 * e
 
 
 # ---- the U-Net ----
 
 # same as imf_policy.py
 def sinusoid(t, C):
-    """Times (B, n) -> (B, n, C): sines, then cosines, of frequencies from 1 down to 1e-4."""
+    """Times (...) -> (..., C): sines, then cosines, of frequencies from 1 down to 1e-4."""
     half = C // 2
     frequency = torch.exp(-math.log(1e4) / (half - 1) * torch.arange(half, device=t.device, dtype=t.dtype))
     angle = t[..., None] * frequency
@@ -296,7 +298,7 @@ class UNet(nn.Module):
         super().__init__()
         self.width, dims = cfg.diffusion_step_embed_dim, cfg.down_dims
         wide, c = 4 * self.width, self.width + G
-        # 0 has no weights: there LeRobot's has the sinusoid
+        # 0 keeps the others' numbers as in LeRobot's, where the sinusoid, without weights, is a layer
         self.diffusion_step_encoder = nn.Sequential(
             nn.Identity(), nn.Linear(self.width, wide), nn.Mish(), nn.Linear(wide, self.width))
         self.down_modules, self.up_modules = nn.ModuleList(), nn.ModuleList()
@@ -316,7 +318,8 @@ class UNet(nn.Module):
     def forward(self, x, t, seen):
         """Noisy actions x (B, A, T), levels t (B,), what is seen (B, G) -> (B, A, T)."""
         time = self.diffusion_step_encoder(sinusoid(t.to(seen.dtype), self.width))
-        condition, skips = torch.cat([time, seen], -1), []
+        condition = torch.cat([time, seen], -1)
+        skips = []
         for block1, block2, halve in self.down_modules:
             x = block2(block1(x, condition), condition)
             skips.append(x)
@@ -324,7 +327,7 @@ class UNet(nn.Module):
         for block in self.mid_modules:
             x = block(x, condition)
         for block1, block2, double in self.up_modules:
-            x = block1(torch.cat([x, skips.pop()], 1), condition)
+            x = block1(torch.cat([x, skips.pop()], 1), condition)    # the last first; that of stage 0 is left
             x = double(block2(x, condition))
         return self.final_conv(x)
 
@@ -340,7 +343,7 @@ class Encoder(nn.Module):
         backbone = vision.Backbone(vision.norm if cfg.use_group_norm else nn.BatchNorm2d)
         if cfg.pretrained_backbone_weights:
             vision.imagenet(backbone, cfg.pretrained_backbone_weights)
-        self.backbone = nn.Sequential(*backbone.children())          # without names: they are counted
+        self.backbone = nn.Sequential(*backbone.children())          # its keys are numbers, as LeRobot's
         self.pool = vision.GridSoftmax(512, points, -(-H // 32), -(-W // 32))
         self.out = nn.Linear(2 * points, 2 * points)
 
@@ -422,8 +425,8 @@ class Model(nn.Module):
 
     def forward(self, batch):
         """
-        {'loss': scalar with grad}. Noise like the actions, then levels t (B,) int64, are drawn here, as by
-        LeRobot; or a batch brings them.
+        {'loss': scalar with grad}. Draws e, then t (B,) int64, in LeRobot's order, unless the batch brings
+        them, as `noise` and `t`.
         """
         x, seen = self.normalise(batch, 'action'), self.encode(batch)
         e = batch['noise'] if 'noise' in batch else torch.randn_like(x)
@@ -438,32 +441,32 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def sample(self, seen, z, noise):
-        """What is seen (B, G), noise z (B, T, A), noise(t) -> what DDPM adds behind level t -> (B, T, A)."""
+        """seen (B, G), noise z (B, T, A), noise(t): what DDPM adds after level t -> actions (B, T, A)."""
         levels, stride = levels_of(self.cfg)
         alpha_bar = self.alpha_bar.tolist()
         self.calls = len(levels)
         for t in levels:
             guess = self.net(z, torch.full((len(z),), t, device=z.device), seen)
-            noisy, cleaner = alpha_bar[t], alpha_bar[t - stride] if t else 1.0
-            x, e = cleaned(z, guess, noisy, self.cfg)
+            bar, bar_next = alpha_bar[t], (alpha_bar[t - stride] if t else 1.0)
+            x, e = cleaned(z, guess, bar, self.cfg)
             if self.cfg.noise_scheduler_type == 'DDIM':
-                z = ddim_step(x, e, cleaner)
+                z = ddim_step(x, e, bar_next)
             else:
-                z = ddpm_step(z, x, noisy, cleaner, noise(t) if t else 0.0)
+                z = ddpm_step(z, x, bar, bar_next, noise(t) if t else 0.0)
         return z
 
     @torch.no_grad()
     def act(self, obs, generators=None):
         """
-        The actions that come next, (B, n_action_steps, A) in units of the data; in eval mode, because
-        training crops at random. obs: as in `windows`. generators: a torch.Generator per row, so that a row
-        does not depend on the others; None: torch's own.
+        The actions that come next, (B, n_action_steps, A) in units of the data; call .eval() first, or
+        pictures are cropped at random. obs: as in `windows`. generators: a torch.Generator per row, so that
+        a row does not depend on the others; None: torch's own.
         """
         cfg, device = self.cfg, self.alpha_bar.device
         seen = self.encode({key: obs[key].to(device) for key in windows(cfg) if key != 'action'})
         shape = cfg.horizon, cfg.action_dim
 
-        def noise(t):
+        def noise(t):                                    # whatever t; who calls `sample` may bring its own
             drawn = [torch.randn(shape, generator=g) for g in generators or [None] * len(seen)]
             return torch.stack(drawn).to(device)
         chunk = self.sample(seen, noise(None), noise)

@@ -273,7 +273,7 @@ def ddim_step(z, eps, noisy, cleaner):
 # ---- layers: Diffusion Policy's transformer; attention by hand: fused ones have no forward derivative ----
 
 def sinusoid(t, C):
-    """Times (B, n) -> (B, n, C): sines, then cosines, of frequencies from 1 down to 1e-4."""
+    """Times (...) -> (..., C): sines, then cosines, of frequencies from 1 down to 1e-4."""
     half = C // 2
     frequency = torch.exp(-math.log(1e4) / (half - 1) * torch.arange(half, device=t.device, dtype=t.dtype))
     angle = t[..., None] * frequency
