@@ -18,15 +18,15 @@ HERE = Path(__file__).parent
 BEFORE = HERE.parent / '2026-11-28_pusht'
 DRAWS = 10_000
 CELLS = {
-    'act': HERE.glob('act.seed?.json'),
+    'act': HERE.glob('act.seed?.json'), 'act_ensemble': HERE.glob('act.seed?.ensemble.json'),
     'dp_ddim10': HERE.glob('dp.seed?.ddim10.json'), 'dp_ddpm100': HERE.glob('dp.seed?.ddpm100.json'),
     'imf_1': BEFORE.glob('imf.seed?.calls1.json'), 'imf_10': BEFORE.glob('imf.seed?.calls10.json'),
     'ddpm_100': BEFORE.glob('ddpm_time.seed?.calls100.json')}
 FRESH = {
     'act': HERE.glob('act.seed?.fresh.json'), 'dp_ddim10': HERE.glob('dp.seed?.fresh.json'),
     'imf_1': BEFORE.glob('imf.seed?.fresh1.json')}
-PAIRS = [('act', 'dp_ddim10'), ('dp_ddim10', 'dp_ddpm100'), ('act', 'imf_1'), ('act', 'imf_10'),
-         ('dp_ddim10', 'imf_10'), ('dp_ddim10', 'ddpm_100')]
+PAIRS = [('act', 'dp_ddim10'), ('dp_ddim10', 'dp_ddpm100'), ('act_ensemble', 'act'), ('act', 'imf_1'),
+         ('act', 'imf_10'), ('dp_ddim10', 'imf_10'), ('dp_ddim10', 'ddpm_100')]
 RIVALS = 'nearest', 'linear', 'random', 'nothing'
 
 
