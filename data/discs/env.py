@@ -42,7 +42,7 @@ CONSTANT = 1                              # another row
 
 NAMES = 'told', 'held_out', 'other', 'constant'
 SUITES = {'all': NAMES}                   # what eval.py calls them
-SEED = 100_000                            # of the first test; data/discs/prepare.py counts from (seed, 0)
+SEED = 100_000                            # of the first test; demonstrations come from (seed, number)
 
 
 def make_env(name='told'):
@@ -216,7 +216,7 @@ def rivals():
 
 def played(choose, name, seed):
     """One episode of a player that goes to choose(obs, rng), where obs is what it saw at first."""
-    # a stream of its own: from the seed itself come the colours, and chance would not be chance
+    # a stream of its own, because the board is drawn from the seed itself
     env, rng, over = make_env(name), np.random.default_rng([seed, 1]), False
     place = choose(env.reset(seed=seed)[0], rng)
     while not over:
