@@ -24,7 +24,7 @@ From "one episode as a function of its number" to a data folder; every prepare.p
         facts               {name: value} for fields of that name in a model's Config; sizes, fps and q_index
                             are among them by themselves
         latent              {vae, kind, sha256, scale, size, resize, posterior_std}: added here with --vae
-        tasks, clips, dt, decimation, mjcf_sha256, anything else        is kept in meta.json for people
+        tasks, held_out, clips, dt, decimation, mjcf_sha256, anything else    is kept in meta.json for people
 
 Workers compute a shard of episodes at a time into <out>.tmp/, so a stopped run goes on where it was. Then one
 process streams the shards, in episode order, into the final arrays, and one rename makes the folder appear.
