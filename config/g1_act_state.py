@@ -6,7 +6,6 @@ out_dir = 'out/g1_act_state'
 obs = 'state'
 batch_size = 32
 max_steps = 1200
-lr = 2e-4                     # at 1e-3 all actions of a chunk become one: two tokens to ask, and it picks one
 lr_schedule = 'constant'
 weight_decay = 1.0            # against overfitting, as dropout is no help
 ema_decay = 0.99
