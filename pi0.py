@@ -109,14 +109,14 @@ class Config:
     n_action = property(lambda self: self.n_action_steps)            # the name that protocols/ know for it
 
 
-SMALL = dict(paligemma_variant='32x2x64x4x1x8', action_expert_variant='32x2x64x4x1x8', vocab_size=1024,
+SMALL = dict(paligemma_variant='32x2x64x4x1x8', action_expert_variant='32x2x64x4x1x8', vocab_size=4096,
              vision_variant='32x2x64x2x8', image_resolution=(16, 16), height=16, width=16, action_dim=2,
              state_dim=2, max_action_dim=4, max_state_dim=4, tokenizer_max_length=8, chunk_size=8,
              n_action_steps=8, tasks=('go left', 'go right'))
 PRESETS = {
     'tiny': Config(**SMALL),
     'cpu': Config(**SMALL | dict(paligemma_variant='64x3x128x4x1x16', action_expert_variant='64x3x128x4x1x16',
-                                 vision_variant='64x3x128x4x4', draws=4, vocab_size=4096)),
+                                 vision_variant='64x3x128x4x4', draws=4)),
     'full': Config()}
 
 
