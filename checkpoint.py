@@ -36,7 +36,8 @@ import contract
 STEP = re.compile(r'step_\d+')  # a backup called step_0000003_old is not ours to prune
 FEATURES = {                                             # LeRobot's names; all others are cameras
     'observation.state': 'state', 'observation.environment_state': 'env_state', 'action': 'action'}
-NEUTRAL = {'mean': 0.0, 'std': 1.0, 'min': -1.0, 'max': 1.0}        # statistics that change nothing
+MODES = {'MEAN_STD': ('mean', 'std'), 'MIN_MAX': ('min', 'max'), 'QUANTILES': ('q01', 'q99'), 'IDENTITY': ()}
+NEUTRAL = {'mean': 0.0, 'std': 1.0, 'min': -1.0, 'max': 1.0, 'q01': -1.0, 'q99': 1.0}    # change nothing
 HUB = 'https://huggingface.co'  # or what $NANOWORLD_HUB says
 
 
@@ -230,9 +231,10 @@ def weights_file(folder, ema=True):
     return 'ema.safetensors' if averaged else 'model.safetensors'
 
 
-def fill(model, weights, source, may_lack=()):
+def fill(model, weights, source, may_lack=(), assign=False):
     """
     Strict load, but for buffers in may_lack; one line instead of torch's page when keys or shapes differ.
+    assign: the tensors become the model's own, which may be one without memory, on the meta device.
     """
     own = model.state_dict()
     missing = sorted(own.keys() - weights.keys() - set(may_lack))
@@ -243,7 +245,7 @@ def fill(model, weights, source, may_lack=()):
         if keys:
             more = f' and {len(keys) - 1} more' if len(keys) > 1 else ''
             sys.exit(f'{source} {problem} {keys[0]}{more}: it belongs to another model or Config')
-    model.load_state_dict(weights, strict=not may_lack)
+    model.load_state_dict(weights, strict=not may_lack, assign=assign)
 
 
 def is_run(src):
@@ -255,8 +257,9 @@ def start_from(model, M, src, keep):
     """
     init_from: fill the model with the weights of another run (averaged ones, if it has them), or of a
     published checkpoint where the model file can read such. keep: names of buffers that stay, the statistics
-    of the new data.
+    of the new data; its sentences (OWN) stay anyway.
     """
+    own = {*keep, *getattr(M, 'OWN', ())}
     if is_run(src) or not hasattr(M.Model, 'from_pretrained'):
         folder = find(src)
         saved = read_meta(folder)['model']
@@ -269,28 +272,34 @@ def start_from(model, M, src, keep):
         asks = keep and 'stats' in inspect.signature(M.Model.from_pretrained).parameters
         there = M.Model.from_pretrained(src, **({'stats': None} if asks else {}))
         source, weights = src, there.state_dict()
-    fill(model, {key: value for key, value in weights.items() if key not in keep}, source, may_lack=keep)
+    if 'hashed' in weights and bool(weights['hashed']) != bool(model.hashed):
+        told = "hashes: tokenizer = ''" if weights['hashed'] else "a VLM's: tokenizer = its tokenizer.json"
+        sys.exit(f'init_from = {src}: its words are {told}')
+    fill(model, {key: value for key, value in weights.items() if key not in own}, source, may_lack=own)
 
 
 # ---- policy folders of LeRobot ----
 
-def read_lerobot(src, kind, fixed, modes):
+def read_lerobot(src, kind, fixed, modes=None, stats='required'):
     """
     What LeRobot saved of a policy -> its config.json, {key of state_dict: tensor}, {fact of the data: value}.
-    Keys lose their first word. Of each feature the weights get buffers with our names: state_mean, ..., and
-    image_mean (cameras, 3). The facts are obs, cameras, height, width, state_dim, ...
+    Keys lose a first word that all have. Of each feature the weights get buffers with our names: state_mean,
+    ..., and image_mean (cameras, 3). The facts are obs, cameras, height, width, state_dim, ...
 
-    src: a folder with config.json, or one above its pretrained_model. kind: the policy's type. fixed {field:
-    value}: what the caller knows nothing else of. modes {STATE: MEAN_STD or MIN_MAX, ...}: how it normalises;
-    a feature that is not normalised gets statistics that change nothing. LeRobot keeps them beside the
-    weights (from 0.4 on), or among them. Exits with one line that names the file, or the field.
+    src: a folder with config.json, or one above its pretrained_model. kind: the policy's type, or {type: its
+    modes}. fixed {field: value}: what the caller knows nothing else of. modes {STATE: MEAN_STD, ...}: how it
+    normalises; a feature that is not normalised, with stats=None each, gets statistics that change nothing.
+    LeRobot keeps them beside the weights (from 0.4 on), or among them. Exits with one line that names the
+    file, or the field.
     """
     inner = [os.path.join(src, part, 'pretrained_model') for part in ('', 'checkpoints/last')]
     folder = next((path for path in inner if os.path.isdir(path)), src)
     advice = 'want a policy folder of LeRobot: config.json, model.safetensors'
     config, here = read(folder, 'config.json', advice), f'{folder}/config.json'
-    if config.get('type') != kind:
-        sys.exit(f'{here}: type = {config.get("type")!r}, want {kind!r}')
+    kinds = kind if isinstance(kind, dict) else {kind: modes}
+    if config.get('type') not in kinds:
+        sys.exit(f'{here}: type = {config.get("type")!r}, want {" or ".join(map(repr, kinds))}')
+    modes = kinds[config['type']]
     for field, value in fixed.items():                   # what an older LeRobot did not know, it did not do
         if config.get(field, value) != value:
             sys.exit(f'{here}: {field} = {config[field]!r}: only {value!r} is possible here')
@@ -308,13 +317,15 @@ def read_lerobot(src, kind, fixed, modes):
         mode = theirs.get(type_, 'IDENTITY')
         if type_ not in modes or mode not in (modes[type_], 'IDENTITY'):
             sys.exit(f'{here}: normalization_mapping, {key} is {type_}, {mode}; possible here: {modes}')
-        for name in modes[type_].lower().split('_'):
-            x = torch.full((size,), NEUTRAL[name]) if mode == 'IDENTITY' else found[key].get(name)
+        for name in MODES[modes[type_]]:
+            neutral = mode == 'IDENTITY' or stats is None
+            x = torch.full((size,), NEUTRAL[name]) if neutral else found[key].get(name)
             if x is None or x.numel() != size:
                 sys.exit(f'{folder} has no {name} of {key}, beside the weights or among them: without '
                          'statistics its numbers mean nothing; take the whole folder')
             rows.setdefault(f'{FEATURES.get(key, "image")}_{name}', []).append(x.flatten())
-    weights = {key.partition('.')[2]: x for key, x in weights.items()}
+    if len({key.partition('.')[0] for key in weights}) == 1:
+        weights = {key.partition('.')[2]: x for key, x in weights.items()}
     weights |= {key: torch.stack(x) if key.startswith('image_') else x[0] for key, x in rows.items()}
     facts = {f'{ours}_dim': features[key]['shape'][0] for key, ours in FEATURES.items() if key in features}
     if cameras:

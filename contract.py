@@ -23,6 +23,9 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
     INITIAL        optional: those, of type str, that say where a training starts; a checkpoint is loaded and
                    gone on from without them
     UNNORMALISED   optional: keys that the model reads as they are
+    OWN            optional: buffers that follow from the Config, such as its sentences in tokens, and stay
+                   where weights come from another run or file (init_from)
+    tasks          optional, of Config: the sentences of meta.json, which `task` numbers
 
 PRESETS and example(cfg, batch_size) are for tests and bench/: a run does without them. Only files of this
 folder are models: a checkpoint names its model, and must not name other code that would then be run.
@@ -139,7 +142,9 @@ def owners(wanted):
     yield Owner(f'{M.__name__}.Config', defaults, M.__file__)
     if wanted.get('dataset'):
         folder = os.path.join(str(wanted['data_dir']), str(wanted['dataset']))
-        facts = {key: fact for key, fact in read_meta(folder)['facts'].items() if key in defaults}
+        meta = read_meta(folder)
+        facts = meta['facts'] | {'tasks': meta.get('tasks') or []}
+        facts = {key: fact for key, fact in facts.items() if key in defaults}
         yield Owner('', {}, '', facts, os.path.join(folder, 'meta.json'))
 
 

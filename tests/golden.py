@@ -14,11 +14,12 @@ inputs local, global_, zt (masked plan), t_discrete, x0, t; outputs `logits`, `g
 depth; a file without global_* parameters is a model that sees no map. iw1 is looser: the original takes
 alpha' as a difference in float32, we take it analytically.
 
-A file of LeRobot's policies (act, dp) names its policy and its sizes in the metadata; its weights are not
+A file of LeRobot's policies names the policy and its sizes in the metadata; its weights are not
 stored: they follow from their names and SEED, and <file>.keys.json beside it lists these. `in.*` are inputs,
 already normalised, and draws; every `mid.*` and `out.*` is recomputed. Of dp `<ddpm|ddim><calls>` is a chain
 of samples, `_predict_sample` one of a network that guesses actions; of some levels the output of the network
-and the sample behind it are there.
+and the sample behind it are there. pi0 and pi05 likewise; their `prefix_out` is made by weights that nothing
+else reads, so it is left out, and prompts are compared letter for letter.
 
 Tolerances are relative to the output: tol * max(1, max|reference|).
 """
@@ -37,6 +38,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import act
 import diffusion_policy
 import nanowm
+import pi0
 import remdm
 
 TOLERANCE = {'forward': 2e-5, 'loss': 1e-5, 'mse': 1e-5, 'sample': 1e-4,
@@ -55,6 +57,8 @@ def load(path):
         return *lerobot_act(tensors, meta, path), meta
     if meta.get('policy') == 'dp':
         return lerobot_diffusion(meta, path), tensors, meta
+    if meta.get('policy') in ('pi0', 'pi05'):
+        return lerobot_pi(meta, path), tensors, meta
     if 'x0' in tensors:
         return *planner(tensors, meta, path), meta
     _, _, channels, height, width = tensors['x'].shape
@@ -124,11 +128,12 @@ def formula_weights(keys, seed):
             continue
         generator = torch.Generator().manual_seed(zlib.crc32(key.encode()) ^ seed)
         r, kind = torch.randn(tuple(shape), generator=generator), key.rpartition('.')[2]
+        gemma = 'language_model.' in key or 'gemma_expert.' in key       # its norms multiply by 1 + weight
         if kind == 'running_var':
             r = 1 + 0.1 * r.abs()
         elif r.ndim > 1:
             r = r * (r.numel() / r.shape[0]) ** -0.5
-        elif kind == 'weight':
+        elif kind == 'weight' and not gemma:
             r = 1 + 0.1 * r
         else:
             r = 0.1 * r
@@ -285,6 +290,105 @@ def chain(model, cfg, g, seen, name):
             f'mid.{name}.x_after_step': torch.stack([after[i] for i in kept])}
 
 
+def lerobot_pi(meta, path):
+    """-> pi0.Model with the file's weights, and statistics that change nothing."""
+    said = json.loads(meta['lerobot_config']) | json.loads(meta['config'])
+    known = {key: said[key] for key in vars(pi0.Config()) if key in said and key != 'n_action_steps'}
+    known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+
+    def numbers(part, *keys): return 'x'.join(str(said[part][key]) for key in keys)
+    gemma = 'width', 'depth', 'mlp_dim', 'num_heads', 'num_kv_heads', 'head_dim'
+    return filled(pi0, path, meta, known | dict(
+        pi05=meta['policy'] == 'pi05', n_action_steps=said['chunk_size'],
+        cameras=(*[name for name in said['cams'] if name not in said['missing']], *said['missing']),
+        paligemma_variant=numbers('vlm', *gemma), action_expert_variant=numbers('expert', *gemma),
+        vision_variant=numbers('vision', 'hidden_size', 'num_hidden_layers', 'intermediate_size',
+                               'num_attention_heads', 'patch_size')))
+
+
+def filled(M, path, meta, known):
+    """A vision-language-action model with the weights of a file, whose list of keys must be ours."""
+    model = M.Model(M.Config(**known)).eval()
+    with open(str(path).replace('.safetensors', '.keys.json')) as f:
+        keys = {key.removeprefix('model.'): entry[0] for key, entry in json.load(f).items()}
+    names = {M.published(key): list(x.shape) for key, x in model.named_parameters()}
+    unread = {key: list(shape) for key, shape in M.dead(model.cfg).items()}
+    assert names | unread | {M.HEAD: names[M.published('embed_tokens.weight')]} == keys, \
+        f'{path}: other keys or shapes than ours'
+    weights = formula_weights({f'model.{key}': [shape, '', 'formula'] for key, shape in keys.items()},
+                              int(meta['SEED']))
+    own = M.own_weights(model, {key.removeprefix('model.'): x for key, x in weights.items()}, path)
+    model.load_state_dict(own, strict=False)
+    for key in 'state', 'action':
+        for name, value in {'q01': -1, 'q99': 1, 'mean': 0, 'std': 1}.items():
+            if hasattr(model, f'{key}_{name}'):
+                getattr(model, f'{key}_{name}').fill_(value)
+    return model
+
+
+def language_outputs(model, g):
+    """Recompute every output of a golden file of a vision-language-action model. -> {name: tensor}"""
+    cfg, out, look = model.cfg, {}, model.look
+    batch = {key[3:]: x[:, None] for key, x in g.items() if key.startswith(('in.image.', 'in.state'))}
+    batch |= {key[3:]: x for key, x in g.items() if key.startswith('in.image_mask.')}
+    batch.setdefault('state', torch.zeros(len(g['in.action']), 1, cfg.state_dim))    # pi05 reads it in words
+    batch |= {'action': g['in.action'], 'noise': g['in.train_noise'], 't': g['in.train_time']}
+    batch['mask'] = ~g['in.action_is_pad'] if 'in.action_is_pad' in g else None
+
+    def all_cameras(batch):                              # with those that are missing, behind the others
+        pictures, there = look(batch)
+        for _ in range(len(cfg.cameras) - len(pictures)):
+            pictures, there = [*pictures, -torch.ones_like(pictures[0])], [*there, torch.zeros_like(there[0])]
+        return pictures, there
+    model.look, model.read = all_cameras, lambda batch: (g['in.tokens'], g['in.token_mask'])
+    pictures, there = model.look(batch)
+    x, real = model.prefix(pictures, there, *model.read(batch))
+    out['mid.prefix_embs'], out['mid.prefix_valid'] = x * real[..., None], real
+    for name, picture in zip(cfg.cameras, pictures):
+        out[f'mid.image_preprocessed.{name}'] = picture
+        out[f'mid.image_tokens.{name}'] = model.projector(model.vision(picture))
+    a = torch.nn.functional.pad(g['in.action'], (0, cfg.max_action_dim - cfg.action_dim))
+    e, t = batch['noise'], batch['t']
+    noisy = out['mid.train.x_t'] = t[:, None, None] * e + (1 - t[:, None, None]) * a
+    cache, (suffix, cond) = model.encode(batch), model.suffix(noisy, t)
+    out['mid.train.v_t'] = model.velocity(noisy, t, cache)
+    if cond is not None:
+        out['mid.train.adarms_cond'] = cond
+    ones = torch.ones_like(suffix[..., 0], dtype=torch.bool)
+    after = model.expert(suffix, ones, cache, cond)[0]
+    if isinstance(model, pi0.Model) and not cfg.pi05:    # its state is the first token of the suffix
+        state = torch.nn.functional.pad(g['in.state'], (0, cfg.max_state_dim - cfg.state_dim))
+        state = model.state_proj(state)
+        before = model.vlm(x, real, answer=False)[1]
+        first = model.expert(state[:, None], ones[:, :1], before)[0]
+        suffix, after = torch.cat([state[:, None], suffix], 1), torch.cat([first, after], 1)
+    out['mid.train.suffix_embs'], out['mid.train.suffix_out'] = suffix, after
+    error = out['out.train.loss_elementwise'] = model.errors(batch)
+    own = error[..., :cfg.action_dim]
+    out['out.train.loss'], out['out.train.loss_all_padded_dims_derived'] = model(batch)['loss'], error.mean()
+    out['out.train.loss_per_dim'], out['out.train.loss_per_sample'] = own.mean((0, 1)), own.mean((1, 2))
+    out |= walk(model, cache, g)
+    return out
+
+
+def walk(model, cache, g):
+    """Samples from the file's noise, and the steps to them."""
+    cfg, out, velocity, steps = model.cfg, {}, model.velocity, []
+
+    def watched(x, t, cache):
+        steps.append((t[0], x, velocity(x, t, cache)))
+        return steps[-1][2]
+    model.velocity = watched
+    full = out['out.sample.actions_padded_dims'] = model.sample(cache, g['in.sample_noise'])
+    out['mid.sample.t'], out['mid.sample.x_before_step'], out['mid.sample.v'] = map(torch.stack, zip(*steps))
+    out['out.sample.actions'] = full[..., :cfg.action_dim]
+    for name in [name for name in g if re.fullmatch(r'out\.sample\.actions_\d+_steps', name)]:
+        model.cfg = replace(cfg, num_inference_steps=int(name.split('_')[1]))
+        out[name] = model.sample(cache, g['in.sample_noise'])[..., :cfg.action_dim]
+    model.cfg = cfg
+    return out
+
+
 @torch.no_grad()
 def outputs(model, g):
     """Recompute every output of a golden file. -> {name: tensor}"""
@@ -292,6 +396,8 @@ def outputs(model, g):
         return act_outputs(model, g)
     if isinstance(model, diffusion_policy.Model):
         return diffusion_outputs(model, g)
+    if isinstance(model, pi0.Model):
+        return language_outputs(model, g)
     if isinstance(model, remdm.Model):
         return planner_outputs(model, g)
     cfg, x, t, action, given = model.cfg, g['x'], g['t'], g['action'], model.cfg.n_context
@@ -311,14 +417,19 @@ def outputs(model, g):
 
 def check(path):
     """-> [(output, largest error, what is allowed)] of one file; an output that is not ours errs by inf."""
-    model, g, _ = load(path)
+    model, g, meta = load(path)
     rows, ours = [], outputs(model, g)
-    for name in [name for name in g if name.startswith(('mid.', 'out.'))] or ours:
+    for i, said in enumerate(json.loads(meta.get('prompt_examples', '[]'))):         # letter for letter
+        bins = pi0.bins_of(torch.tensor(said['state'])).tolist()
+        rows.append((f'prompt.{i}', 0.0 if pi0.prompt(said['task'], bins) == said['prompt'] else math.inf, 0))
+    named = [name for name in g if name.startswith(('mid.', 'out.')) and not name.endswith('.prefix_out')]
+    for name in named or ours:
         reference, value = g[name], ours.get(name)
         kind = 'iw1' if '.iw1.' in name else name.split('.')[0].rstrip('0123456789')
-        allowed = TOLERANCE[kind] * max(1, reference.abs().max().item())
+        allowed = TOLERANCE[kind] * max(1, reference.float().abs().max().item())
         same = value is not None and value.shape == reference.shape
-        rows.append((name, (value - reference).abs().max().item() if same else math.inf, allowed))
+        error = (value.float() - reference.float()).abs().max().item() if same else math.inf
+        rows.append((name, error, allowed))
     return rows
 
 

@@ -1,0 +1,62 @@
+"""
+Sentences -> tokens, for models that read. A vision-language model comes with a tokenizer.json, of its own
+vocabulary; a small model that learns its words itself does with hashes.
+"""
+import re
+import zlib
+
+import torch
+import torch.nn.functional as F
+
+
+def hashed(text, vocab_size, known):
+    """
+    Tokens of a text without a tokenizer: each word's hash, digits one by one. known {token: word} grows; two
+    words of one token are refused. None: they are not.
+    """
+    tokens = []
+    for word in re.findall(r'\d|[^\W\d]+|[^\w\s]|\n', text.lower()):
+        # 0 to 2 are no words; digits have tokens of their own
+        token = 3 + int(word) if word.isdecimal() else 13 + zlib.crc32(word.encode()) % (vocab_size - 13)
+        if known is not None and known.setdefault(token, word) != word:
+            raise ValueError(f'vocab_size = {vocab_size}: {word!r} and {known[token]!r} would be one word; '
+                             'want more, or a few less')
+        tokens.append(token)
+    return tokens
+
+
+def reader(path, vocab_size, first, distinct=True):
+    """
+    text -> its tokens, by a tokenizer.json, or by `hashed`. first (token, number): what its vocabulary must
+    have, so that no other one is taken for it. distinct: no two words may have the same hash.
+    """
+    if not path:
+        known = {} if distinct else None
+        return lambda text: hashed(text, vocab_size, known)
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ValueError(f"tokenizer = {path}: needs the package tokenizers: pip install -e '.[vla]'; "
+                         "tokenizer = '' hashes words, for a model from scratch") from None
+    try:
+        tokenizer = Tokenizer.from_file(path)
+    except Exception as error:                           # the package raises nothing more special
+        raise ValueError(f'tokenizer = {path}: {error}; want the tokenizer.json of the VLM') from None
+    token, number = first
+    n, there = tokenizer.get_vocab_size(), tokenizer.token_to_id(token)
+    if abs(n - vocab_size) > 64 or there != number:      # the last few may have no row in the weights
+        raise ValueError(f'tokenizer = {path}: {n:,} tokens, {token} is number {there}; the VLM has '
+                         f'{vocab_size:,}, {token} is number {number}: it belongs to another one')
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def table(rows, width):
+    """Lists of tokens -> (rows, width) on the CPU, -1 behind their ends."""
+    rows = [row + [-1] * (width - len(row)) for row in rows]
+    return torch.tensor(rows, device='cpu').view(len(rows), width)
+
+
+def joined(pieces, width):
+    """(B, n) tokens with -1 in between -> (B, width) with the -1 at the end."""
+    order = (pieces < 0).to(torch.uint8).sort(dim=1, stable=True).indices
+    return F.pad(pieces.gather(1, order), (0, width), value=-1)[:, :width]
