@@ -124,7 +124,7 @@ def check(cfg):
         raise ValueError(f'n_action_steps = {cfg.n_action_steps}: a chunk has chunk_size = {cfg.chunk_size}')
     if cfg.temporal_ensemble and cfg.n_action_steps > 1:
         raise ValueError(f'n_action_steps = {cfg.n_action_steps}: temporal_ensemble looks again at every '
-                         'step; set it to 1')
+                         'step, so n_action_steps = 1')
     if not math.isfinite(cfg.temporal_ensemble_coeff):
         raise ValueError(f'temporal_ensemble_coeff = {cfg.temporal_ensemble_coeff}: must be finite')
     if cfg.obs == 'image' and len({*cfg.cameras}) < max(1, len(cfg.cameras)):
@@ -454,10 +454,13 @@ class Model(nn.Module):
     @classmethod
     def from_pretrained(cls, src, **over):
         """
-        A folder that LeRobot saved, of any version (checkpoint.read_lerobot) -> the model in eval mode, with
-        its weights and statistics. A camera observation.images.NAME is image.NAME here. over: Config fields.
+        A run of ours, or a folder that LeRobot saved, of any version (checkpoint.read_lerobot) -> the model
+        in eval mode, with its weights and statistics. A camera observation.images.NAME is image.NAME here.
+        over: Config fields.
         What this file cannot do ends in one line that names the field.
         """
+        if checkpoint.is_run(src):
+            return checkpoint.load(src, **over)[0]
         fixed = {'n_obs_steps': 1, 'vision_backbone': 'resnet18', 'replace_final_stride_with_dilation': False,
                  'pre_norm': False, 'feedforward_activation': 'relu'}
         modes = dict.fromkeys(('VISUAL', 'STATE', 'ENV', 'ACTION'), 'MEAN_STD')

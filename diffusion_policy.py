@@ -501,9 +501,12 @@ class Model(nn.Module):
     @classmethod
     def from_pretrained(cls, src, **over):
         """
-        A folder that LeRobot saved, of any version (checkpoint.read_lerobot) -> the model in eval mode, with
-        its weights and statistics. A camera observation.images.NAME is image.NAME here. over: Config fields.
+        A run of ours, or a folder that LeRobot saved, of any version (checkpoint.read_lerobot) -> the model
+        in eval mode, with its weights and statistics. A camera observation.images.NAME is image.NAME here.
+        over: Config fields.
         """
+        if checkpoint.is_run(src):
+            return checkpoint.load(src, **over)[0]
         modes = {'VISUAL': 'MEAN_STD', 'STATE': 'MIN_MAX', 'ENV': 'MIN_MAX', 'ACTION': 'MIN_MAX'}
         config, weights, facts = checkpoint.read_lerobot(src, 'diffusion', {}, modes)
         kinds = {key: type(value) for key, value in vars(Config()).items() if key not in INITIAL}

@@ -127,7 +127,7 @@ if __name__ == '__main__':
     for key in told:
         if key not in takes.split() and any(key in other.split() for *_, other in KINDS.values()):
             sys.exit(f'--{key}={told[key]} means nothing to {kinds[ending]}, which takes {takes}')
-    n, K, kind = n_clips or clips, length or frames, kinds[ending].partition('.')[0]
+    K, kind = length or frames, kinds[ending].partition('.')[0]
 
     if kind in ('episode', 'side'):                                  # no recorded clips are needed
         world_file = simulator_of(M, folder)
@@ -136,7 +136,10 @@ if __name__ == '__main__':
     if kind == 'side':
         models = [(os.path.basename(os.path.normpath(ckpt)), model)]
         if versus:
-            other, _ = checkpoint.load(versus, ema, which, device)
+            other, its = checkpoint.load(versus, ema, which, device)
+            strange = sorted({*contract.load(its['model']).windows(other.cfg)} - reads.keys() - {'action'})
+            if strange and its['config']['dataset'] != run['config']['dataset']:
+                sys.exit(f'--versus={versus} sees {strange[0]}, of other data; give a run on {dataset}')
             models.append((os.path.basename(os.path.normpath(versus)), other))
         best = draw_env.side(out, models, world_file, name, world_file.SEED + seed, length, fps)
         sys.exit(print(f'{out}: best reward {" and ".join(f"{reward:.2f}" for reward in best)}'))
@@ -160,7 +163,7 @@ if __name__ == '__main__':
     store = Store(folder, split, windows, hint='length, n_context',
                   **(contract.edges(M, model.cfg) if kind == 'actions' else {}))
     fits(model.cfg, store)
-    ids = choose(store, n, seed)
+    ids = choose(store, n_clips or min(clips, len(store.episodes)), seed)
     if kind == 'actions':
         actions(out, model, store, ids, K, seed)
         sys.exit(print(f'{out}: what was done, and what the policy wants'))

@@ -1,5 +1,5 @@
-# pi0 from scratch, in minutes of one CPU core: two discs, a hand, and a sentence that says where to go. First:
-# python data/discs/prepare.py
+# pi0 from scratch, in minutes of one CPU core: two discs, a hand, and a sentence that says where to go.
+# First: python data/discs/prepare.py
 model = 'pi0'
 dataset = 'discs_pixels'
 out_dir = 'out/discs_pi0_cpu'

@@ -1,5 +1,6 @@
-# ACT on a real humanoid, Unitree G1, from what its head camera saw. There are five recordings to learn from
-# and one to validate on, so it overfits. The data, from a LeRobot set at PATH:
+# ACT on a real humanoid, Unitree G1, from what its head camera saw: the way from a LeRobot set to a policy,
+# no good policy. Of five recordings it learns less than holding still (docs/act.md). The data, from a set at
+# PATH; of another one --episodes, --val, --cameras and --group are others:
 # python data/lerobot/prepare.py --src=PATH --out=data/lerobot_g1cam --val=5 --episodes=1,2,4,5,7,8 \
 #     --cameras=cam_high --size=96x128 --group=arm=0-13:rad --group=hand=14-25:1
 model = 'act'

@@ -123,10 +123,19 @@ def maker(folder):
 
 def how_to_make(folder):
     """What to do about a data folder that is not there, in words."""
-    command = maker(folder)
+    command, name = maker(folder), os.path.basename(os.path.normpath(folder))
+    above = os.path.dirname(os.path.dirname(os.path.normpath(folder)))
+    if os.path.exists(os.path.join(folder, 'meta', 'info.json')):
+        return (f'that is a LeRobot set; python data/lerobot/prepare.py --src={folder} --cameras=all '
+                f'--out=data/lerobot_{name.lower()} makes one of ours, then --dataset=lerobot_{name.lower()}')
+    if os.path.exists(os.path.join(above, name, 'meta.json')):
+        return f'did you mean --dataset={name}?'
     if not command:
-        return (f'no prepare.py makes {os.path.basename(os.path.normpath(folder))} yet: train on another set '
-                '(--dataset=wall_pixels) or write this folder with data/writer.py')
+        return (f'no prepare.py makes {name} yet: train on another set (--dataset=wall_pixels), write this '
+                'folder with data/writer.py, or, from a LeRobot set, make data/lerobot_NAME with '
+                'data/lerobot/prepare.py')
+    if 'data/lerobot/' in command and '--video' not in command and '--cameras' not in command:
+        command += '; with --cameras=all --size=HxW for policies that see'
     begun = os.path.exists(os.path.normpath(folder) + '.tmp')
     return f'{"it was not finished, run again" if begun else "make it"}: {command}'
 

@@ -169,12 +169,13 @@ def show(result):
           file=sys.stderr)
     line('', 'L1 [std]', '95 % interval', *(f'{name} [{unit}]' for name, unit in units.items()),
          *(f'{step}. [std]' for step in steps))
+    one = result['n_episodes'] == 1                      # without an interval over episodes
     for who, row in ({'model': result} | result['baselines']).items():
         line(who + '*' * (who == TOLD), number(row['l1_sigma']),
-             ' to '.join(number(x, 3) for x in row['l1_sigma_ci']),
+             'one episode' if one else ' to '.join(number(x, 3) for x in row['l1_sigma_ci']),
              *(number(row[f'rmse_{name}']) for name in units),
              *(number(result['curve'][who][step - 1]) for step in steps))
     low, high = (number(x, 2) for x in result['minus_best_l1_sigma_ci'])
+    sure = '' if one else f' ({low} to {high})'
     print(f'* knows the action before, which no policy sees. L1 of the model minus that of '
-          f'{result["best_l1_sigma"]}: {number(result["minus_best_l1_sigma"], 2)} ({low} to {high})',
-          file=sys.stderr)
+          f'{result["best_l1_sigma"]}: {number(result["minus_best_l1_sigma"], 2)}{sure}', file=sys.stderr)

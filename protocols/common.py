@@ -69,8 +69,9 @@ def judged_on(P, folder, cfg, keys, M):
 
 
 def fits(cfg, store):
-    """Model and data must agree about shapes, where both of them name one."""
-    for key in ('input', 'state_dim', 'action_dim', 'height', 'width', 'channels'):
+    """Model and data must agree about shapes, where both of them name one; of pictures, if it sees any."""
+    sees = any(key in ('video', 'latent') or key.startswith('image.') for key in store.windows)
+    for key in ('state_dim', 'action_dim', *('input', 'height', 'width', 'channels') * sees):
         fact, own = store.meta['facts'].get(key), getattr(cfg, key, None)
         if None not in (fact, own) and fact != own:
             sys.exit(f'{store.folder} has {key} = {fact}, the model was trained with {own}: they do not '

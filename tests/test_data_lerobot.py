@@ -467,7 +467,7 @@ BAD_FILMS = {      # name: (what is done to the good tree, flags, what the line 
                                                 (('observation.state', 4), ('action', 3))}), [],
                   'no such camera; there are no videos'),
     'missing': (lambda s: (s / film_of(2)).unlink(), [],
-                'episode_000002.mp4 is missing; fetch it, or name the episodes that are there: --episodes='),
+                'episode_000002.mp4 is missing; fetch it, or keep the episodes that are there: --episodes='),
     'cut': (lambda s: (s / film_of(2)).write_bytes((s / film_of(2)).read_bytes()[:-400]), [], 'episode 2: '),
     'text': (lambda s: (s / film_of(2)).write_text('no film'), [], 'episode_000002.mp4 cannot be decoded'),
     'own number': (lambda s: (s / film_of(4)).write_text('no film'), ['--episodes=0,4'], 'episode 4: '),
@@ -677,7 +677,7 @@ BAD_CAMERAS = {      # name: (what is done to the good tree, flags, what the lin
               'features'] | {'top': {'dtype': 'image', 'shape': [24, 32, 3]}}), [],
               'observation.images.top and top would have one name here; rename one'),
     'missing': (lambda s: (s / film_of(2)).unlink(), [],
-                'episode_000002.mp4 is missing; fetch it, or name the episodes that are there: --episodes='),
+                'episode_000002.mp4 is missing; fetch it, or keep the episodes that are there: --episodes='),
     'cut': (lambda s: (s / film_of(2)).write_bytes((s / film_of(2)).read_bytes()[:-400]), [], 'episode 2: '),
     'short': (lambda s: encode(s / film_of(2), pictures(2, 8)), [],
               'episode_000002.mp4 holds 8 frames of episode 2; its table has 9 rows'),
@@ -756,6 +756,7 @@ def test_configs_of_act(tmp_path, config, dataset):
              '--max_steps=2', '--val_batches=1', '--device=cpu']
     flags = '--cameras=all ' * (dataset == 'lerobot_g1cam')
     way = f'make it: python data/lerobot/prepare.py --src=PATH {flags}--out={tmp_path}/{dataset}'
+    way += '' if flags else '; with --cameras=all --size=HxW for policies that see'
     assert one_line(script(*train, code=2)[1]) == f'{tmp_path}/{dataset}/meta.json not found; {way}'
     prepare(equipped(tmp_path / 'src'), tmp_path / dataset, *flags.split(), '--val=2')
     script(*train)

@@ -390,13 +390,16 @@ def test_refused(kind, change, message):
     assert out == '' and one_line(errors) == message
 
 
+FOLDER = 'want the folder of a data set; one of the hub is downloaded first'
+
+
 @pytest.mark.parametrize('text, message', [
     ('', '--policy.type=: the command must name act or diffusion; others are not here'),
     ('--dataset.root=x', '--policy.type=: the command must name act or diffusion; others are not here'),
     ('--policy.type=pi0 --dataset.root=x',
      '--policy.type=pi0: the command must name act or diffusion; others are not here'),
-    ('--policy.type=act', '--dataset.root=: want the folder of a data set'),
-    ('--policy.type=act --dataset.root=/', '--dataset.root=/: want the folder of a data set')])
+    ('--policy.type=act', f'--dataset.root=: {FOLDER}'),
+    ('--policy.type=act --dataset.root=/', f'--dataset.root=/: {FOLDER}')])
 def test_what_must_be_said(text, message):
     out, errors = script(COMMAND, *text.split(), code=1)
     assert out == '' and one_line(errors) == message
@@ -406,6 +409,8 @@ def test_all_problems_at_once_and_a_quote_that_never_ends(monkeypatch):
     out, errors = script(COMMAND, *OF['act'].split(), '--zzz=1', '--seed=x', 'y', code=1)
     assert out == '' and errors.splitlines() == [
         'y: want --NAME=VALUE', '--zzz=1: no argument that we know', '--seed=x: want int like 1']
+    _, errors = script(COMMAND, '--policy.type', 'act', code=1)
+    assert errors.splitlines() == ['--policy.type: want --NAME=VALUE', 'act: want --NAME=VALUE']
     monkeypatch.setattr('sys.stdin', io.StringIO("--policy.down_dims='[1"))
     assert one_line(script(COMMAND, '-', code=1)[1]) == 'stdin: No closing quotation'
     assert 'python data/lerobot/command.py' in script(COMMAND, '--help')[0]

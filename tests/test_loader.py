@@ -226,7 +226,8 @@ def test_missing_folder(tmp_path, monkeypatch):
      'minihack/prepare.py --level=boulders --water --out=data/minihack_boulders_water'),
     ('data/arx5_contact_full', 'arx5/prepare.py --contact --full --out=data/arx5_contact_full'),
     ('data/arx5_default/', 'arx5/prepare.py --out=data/arx5_default/'),
-    ('data/lerobot_g1', 'lerobot/prepare.py --src=PATH --out=data/lerobot_g1'),
+    ('data/lerobot_g1', 'lerobot/prepare.py --src=PATH --out=data/lerobot_g1; with --cameras=all --size=HxW '
+     'for policies that see'),
     ('data/lerobot_g1video', 'lerobot/prepare.py --src=PATH --video=CAMERA --out=data/lerobot_g1video'),
     ('data/lerobot_g1cam', 'lerobot/prepare.py --src=PATH --cameras=all --out=data/lerobot_g1cam'),
     ('data/clips_size', 'clips/prepare.py --src=PATH --out=data/clips_size'),          # --size wants a value
@@ -239,6 +240,19 @@ def test_how_to_make_through_a_link(tmp_path):
     (tmp_path / 'disk').mkdir()
     os.symlink(tmp_path / 'disk' / 'wall_pixels', tmp_path / 'mine')
     assert how_to_make(f'{tmp_path}/mine') == f'make it: python data/wall/prepare.py --out={tmp_path}/mine'
+
+
+def test_how_to_make_one_of_a_lerobot_set(tmp_path):
+    (tmp_path / 'Parts' / 'meta').mkdir(parents=True)
+    (tmp_path / 'Parts' / 'meta' / 'info.json').touch()
+    assert (f'prepare.py --src={tmp_path}/Parts --cameras=all --out=data/lerobot_parts makes one of ours'
+            in how_to_make(f'{tmp_path}/Parts'))
+
+
+def test_data_is_not_part_of_the_name(tmp_path):
+    (tmp_path / 'data' / 'mine').mkdir(parents=True)
+    (tmp_path / 'data' / 'mine' / 'meta.json').touch()
+    assert how_to_make(f'{tmp_path}/data/data/mine') == 'did you mean --dataset=mine?'
 
 
 def test_how_to_make_what_nobody_makes():

@@ -130,8 +130,8 @@ def test_policies_of_lerobot_are_played(boards, act_dir, tmp_path, short):
     said, _ = script(*draw)
     assert said.startswith(f'{tmp_path}/a.gif: best reward 0.') and ' and 0.' in said
     _, err = script('eval.py', f'--ckpt={act_dir}', '--temporal_ensemble=True', code=1)
-    assert one_line(err) == ('act.Config: n_action_steps = 4: temporal_ensemble looks again at every step; '
-                             'set it to 1')
+    assert one_line(err) == ('act.Config: n_action_steps = 4: temporal_ensemble looks again at every step, '
+                             'so n_action_steps = 1')
 
 
 def test_ensembles_of_episodes_do_not_meet(boards, act_dir, monkeypatch, short):

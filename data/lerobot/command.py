@@ -114,7 +114,7 @@ def value_of(key, text, default):
         return WORDS[key][text.lower()]
     if key == 'dataset':
         if not Path(text).name:
-            raise ValueError('want the folder of a data set')
+            raise ValueError('want the folder of a data set; one of the hub is downloaded first')
         return 'lerobot_' + re.sub(r'\W+', '_', Path(text).name.lower())
     if text.lower() in ('null', 'none') and not default:             # none is '', () or 0 here
         return default
@@ -177,6 +177,8 @@ def main():
             sys.exit(f'stdin: {error}')
     (given, problems), found, without = arguments(words), {}, []
     kind = given.get('policy.type', '')
+    if kind not in KEYS and problems:                    # --policy.type act, without the sign
+        sys.exit('\n'.join(problems))
     if kind not in KEYS:
         sys.exit(f'--policy.type={kind}: the command must name {" or ".join(KEYS)}; others are not here')
     ours = keys_of('train.py') | keys_of(f'{WORDS["model"][kind]}.py')
@@ -195,7 +197,8 @@ def main():
     prepare = (f'python data/lerobot/prepare.py --src={shlex.quote(given["dataset.root"])} '
                f'--out=data/{found["dataset"][0]} --cameras=all --size=HxW')
     print(comment('A command of LeRobot, translated by data/lerobot/command.py. The data first; LeRobot '
-                  'takes pictures as they were recorded, H x W, and keeps no episodes to validate on:'))
+                  'takes pictures as they were recorded, H x W, and keeps no episodes to validate on; here a '
+                  'tenth is kept:'))
     print('#', *prepare.split())
     print(*config_of(kind, found, ours), sep='\n')
     if kind == 'act' or found.get('do_mask_loss_for_padding', [False])[0]:

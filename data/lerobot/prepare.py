@@ -129,13 +129,17 @@ def watched(args, info):
 
 
 def sources(files):
-    """Name, size and time of each file: what was fetched anew must not be mixed with what was read before."""
-    found = []
-    for path in dict.fromkeys(files):
-        try:
-            stat = path.stat()
-        except OSError:
-            sys.exit(f'{path} is missing; fetch it, or name the episodes that are there: --episodes=0-4,7')
+    """
+    {episode: [path]} -> name, size and time of each file: what was fetched anew must not be mixed with what
+    was read before.
+    """
+    found, lost = [], {i: path for i, paths in files.items() for path in paths if not path.exists()}
+    if lost:
+        there = ','.join(str(i) for i in files if i not in lost)
+        keep = f', or keep the episodes that are there: --episodes={there}' if there else ''
+        sys.exit(f'{next(iter(lost.values()))} is missing; fetch it{keep}')
+    for path in dict.fromkeys(path for paths in files.values() for path in paths):
+        stat = path.stat()
         found.append((path.name, stat.st_size, stat.st_mtime_ns))
     return found
 
@@ -187,10 +191,8 @@ def main():
                        chosen=chosen, relative=q_index if args.relative else None,
                        n_tasks=len(about.get('tasks', [])))
     wanted = chosen[:args.limit] if args.limit > 0 else chosen
-    read = [files[i][0] for i in wanted]
-    for column in seen.values():
-        if features(info)[column]['dtype'] == 'video':
-            read += [films(args.src, column)[i][0] for i in wanted]
+    filmed = [column for column in seen.values() if features(info)[column]['dtype'] == 'video']
+    read = {i: [files[i][0], *(films(args.src, column)[i][0] for column in filmed)] for i in wanted}
     write(args.out, read_one, len(chosen), info=about, padded=(), sources=sources(read),
           **common(args, __file__))
 
