@@ -43,7 +43,7 @@ import math
 import re
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
@@ -427,10 +427,7 @@ class Model(nn.Module):
     def tell(self, tasks, tokenizer=''):
         """`task` numbers these sentences from now on. tokenizer: the file, where it was trained with one."""
         cfg, L = self.cfg, self.cfg.tokenizer_max_length or (200 if self.cfg.pi05 else 48)
-        if not tokenizer and not self.hashed:
-            raise ValueError('its words are those of a tokenizer, and the checkpoint knows but the sentences '
-                             'of its training; tell(tasks, tokenizer=PATH) for others')
-        read = words.reader(tokenizer, cfg.vocab_size, ('<bos>', BOS), distinct=bool(tasks))
+        read = words.reader(tokenizer, cfg.vocab_size, ('<bos>', BOS), self.hashed, distinct=bool(tasks))
         tasks, state = tasks or ('',), 0
         rows = [[BOS, *read(prompt(task, () if cfg.pi05 else None).removesuffix(' ;\nAction: '))]
                 for task in tasks]
@@ -444,11 +441,7 @@ class Model(nn.Module):
             state = cfg.state_dim * max(map(len, numbers)) + len(after)
             self.numbers = words.table(numbers, max(map(len, numbers))).to(self.text.device)
             self.after = words.table([after], len(after)).to(self.text.device)
-        n, task = max((len(row) + state, task) for task, row in zip(tasks, rows))
-        if n > L:
-            raise ValueError(f'tokenizer_max_length = {L}: {task!r} and the state take up to {n} tokens; we '
-                             'do not cut as LeRobot does')
-        self.text = words.table(rows, L).to(self.text.device)
+        self.text = words.table(rows, L, tasks, state).to(self.text.device)
         self.hashed.fill_(not tokenizer)
 
     def read(self, batch):
@@ -605,18 +598,12 @@ class Model(nn.Module):
         modes = {kind: {'VISUAL': 'IDENTITY', 'STATE': mode, 'ACTION': mode}
                  for kind, mode in (('pi0', 'MEAN_STD'), ('pi05', 'QUANTILES'))}
         config, weights, facts = checkpoint.read_lerobot(src, modes, fixed, stats=stats)
-        facts['cameras'] = [name for name in facts['cameras'] if not name.startswith('empty_camera')]
         values = config | facts | {'pi05': config['type'] == 'pi05'} | over
-        values = {f.name: values[f.name] for f in fields(Config) if f.name in values}
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        try:
-            with torch.device('meta'):                   # nothing is drawn that the file replaces
-                model = cls(Config(**values))
-        except ValueError as error:
-            sys.exit(f'{src}: {error}')
-        model.hashed.fill_(False)                        # its words are PaliGemma's
-        checkpoint.fill(model, own_weights(model, weights, src), src, OWN, assign=True)
-        return model.eval()
+        if any('.paligemma.vision_tower.' in f'.{key}' for key in weights):
+            sys.exit(f'{src}: names of before October 2025; load and save it once with LeRobot 0.4 or later')
+        if values['pi05']:                               # some files use pi0's names
+            weights = {key.replace('action_time_mlp', 'time_mlp'): x for key, x in weights.items()}
+        return checkpoint.lerobot_model(sys.modules[__name__], values, weights, src)
 
 
 # ---- the names of published weights ----
@@ -652,20 +639,6 @@ def dead(cfg):
               f'{last}mlp.down_proj': (W, mlp), f'{last}post_attention_layernorm': (W,), f'{body}norm': (W,),
               'paligemma_with_expert.gemma_expert.lm_head': (cfg.vocab_size, C)}
     return {f'{key}.weight': shape for key, shape in shapes.items()}
-
-
-def own_weights(model, weights, src):
-    """A file's tensors -> those of the model under our names, in float32; one line where words have none."""
-    if any('.paligemma.vision_tower.' in f'.{key}' for key in weights):
-        sys.exit(f'{src}: names of before October 2025; load and save it once with LeRobot 0.4 or later')
-    word = published('embed_tokens.weight')
-    if word not in weights and HEAD not in weights:
-        sys.exit(f'{src} has neither {word} nor {HEAD}: the VLM would read noise; take the whole file')
-    found = {word: weights.get(HEAD)} | weights          # fine-tunes may hold both, the embedding is right
-    if model.cfg.pi05:                                   # some files use pi0's names
-        found = {key.replace('action_time_mlp', 'time_mlp'): x for key, x in found.items()}
-    names = {published(key): key for key in model.state_dict()}
-    return {names.get(key, key): x.float() for key, x in found.items() if key not in {HEAD, *dead(model.cfg)}}
 
 
 if __name__ == '__main__':   # lesson zero: the whole life of both models in seconds on a CPU

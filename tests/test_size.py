@@ -20,8 +20,9 @@ BUDGET = {              # lines, comments and blanks included
     'act.py': 490,
     # 480, and LeRobot's folders, what it keeps of LeRobot, a line per mistake; what is of a micro-batch
     'diffusion_policy.py': 530,
-    'pi0.py': 680, 'smolvla.py': 600, 'cem.py': 160, 'arx5_export.py': 180,
-    'words.py': 65,             # sentences by a tokenizer, or without
+    'pi0.py': 680, 'smolvla.py': 620,  # 600, and a mark on each of its copies of pi0.py
+    'cem.py': 160, 'arx5_export.py': 180,
+    'words.py': 75,             # sentences by a tokenizer, or without
     'vision.py': 205,           # ResNet-18 under our names and under published ones
     'metrics.py': 510,          # five networks beside the scores that look through them
     'vae.py': 435,              # two nets, encoder and decoder each, and five layouts of their files
@@ -30,7 +31,7 @@ BUDGET = {              # lines, comments and blanks included
     'configurator.py': 250,     # owners of keys, a line for a config of another script, one for LeRobot's
     'contract.py': 245,         # what a model file lacks, said whole before the run; which protocol judges
     # damage of every file in one line, weights to start from, optimizer state by name, files from elsewhere
-    'checkpoint.py': 540,       # and what LeRobot saves, in two layouts, of five policies
+    'checkpoint.py': 580,       # and what LeRobot saves, in two layouts, of five policies
     'eval.py': 130,
     'play.py': 300,             # two worlds, a terminal or none, planning, and what a newcomer stumbled over
     'sample.py': 183,           # eight kinds of pictures, each with the keys it takes; latents too
