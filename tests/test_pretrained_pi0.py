@@ -37,11 +37,12 @@ def source(pi05=False, **over):
     return model
 
 
-def folder_of(path, model, prefix='model.', tied=True, drop=(), config=(), add=()):
+def folder_of(path, model, prefix='model.', tied=True, drop=(), config=(), add=(), M=P):
     """What LeRobot saves of it, with weights that nothing reads. tied: the embedding under its other name."""
     cfg = model.cfg
     path.mkdir()
-    mode = 'QUANTILES' if cfg.pi05 else 'MEAN_STD'
+    kind = M.__name__ if M is not P else 'pi05' if cfg.pi05 else 'pi0'
+    mode = 'QUANTILES' if kind == 'pi05' else 'MEAN_STD'
     norm = {'VISUAL': 'IDENTITY', 'STATE': mode, 'ACTION': mode}
 
     def feature(type_, *shape): return {'type': type_, 'shape': list(shape)}
@@ -49,23 +50,24 @@ def folder_of(path, model, prefix='model.', tied=True, drop=(), config=(), add=(
             for name in (*cfg.cameras, 'empty_camera_0')}
     ours = 'pi05', 'tasks', 'cameras', 'tokenizer'
     said = {key: getattr(cfg, key) for key in vars(cfg) if key not in ours}
-    said |= {'type': 'pi05' if cfg.pi05 else 'pi0', 'empty_cameras': 1, 'n_obs_steps': 1, 'dtype': 'float32',
+    said |= {'type': kind, 'empty_cameras': 1, 'n_obs_steps': 1, 'dtype': 'float32',
              'input_features': seen | {'observation.state': feature('STATE', cfg.state_dim)},
              'output_features': {'action': feature('ACTION', cfg.action_dim)}, 'normalization_mapping': norm,
              'use_relative_actions': False, 'compile_mode': 'max-autotune'} | dict(config)
     (path / 'config.json').write_text(json.dumps(said))
-    weights = {P.published(key): x.detach().clone() for key, x in model.named_parameters()}
-    weights |= {key: torch.zeros(shape) for key, shape in P.dead(cfg).items()}
-    word = P.published('embed_tokens.weight')
+    weights = {M.published(key): x.detach().clone() for key, x in model.named_parameters()}
+    weights |= {key: torch.zeros(shape) for key, shape in M.dead(cfg).items()}
+    word = M.published('embed_tokens.weight')
     if tied:
-        weights[P.HEAD] = weights.pop(word)
+        weights[M.HEAD] = weights.pop(word)
     weights = {prefix + key: x for key, x in weights.items() if key not in drop} | dict(add)
     save_file(weights, path / 'model.safetensors')
-    stats = {f'{long}.{name}': getattr(model, f'{short}_{name}') for name, _ in model.statistics
+    stats = {f'{long}.{name}': getattr(model, f'{short}_{name}')
+             for name in (('q01', 'q99') if kind == 'pi05' else ('mean', 'std'))
              for short, long in (('state', 'observation.state'), ('action', 'action'))}
-    for pipeline, kind in ('pre', 'normalizer'), ('post', 'unnormalizer'):
-        save_file(stats, path / f'{kind}.safetensors')
-        step = {'registry_name': f'{kind}_processor', 'state_file': f'{kind}.safetensors',
+    for pipeline, step_ in ('pre', 'normalizer'), ('post', 'unnormalizer'):
+        save_file(stats, path / f'{step_}.safetensors')
+        step = {'registry_name': f'{step_}_processor', 'state_file': f'{step_}.safetensors',
                 'config': {'norm_map': norm}}
         (path / f'policy_{pipeline}processor.json').write_text(json.dumps({'steps': [step]}))
     return path
