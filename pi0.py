@@ -212,9 +212,10 @@ def resize_with_pad(image, size):
 
 def waves(t, C, low, high):
     """Times (B,) -> (B, C): sines, then cosines, of periods from low to high, as a ratio apart."""
-    # float32 would lose 1e-4 of the fastest angle, 1570
-    period = low * (high / low) ** torch.linspace(0, 1, C // 2, dtype=torch.float64, device=t.device)
-    angle = t[:, None].double() * (2 * math.pi / period)
+    # float32 loses 1e-4 of the fastest angle, 1570; mps has nothing better
+    exact = torch.float32 if t.device.type == 'mps' else torch.float64
+    period = low * (high / low) ** torch.linspace(0, 1, C // 2, dtype=exact, device=t.device)
+    angle = t[:, None].to(exact) * (2 * math.pi / period)
     return torch.cat([angle.sin(), angle.cos()], -1).float()
 
 
@@ -361,6 +362,7 @@ class Stack(nn.Module):
         place, kept = seen.sum(1, keepdim=True) + real.cumsum(1) - 1, []     # what is not real has no place
         seen = torch.cat([seen, real], 1)
         turn, mask = rotation(place, self.layers[0].d), seen[:, None, None]
+        x = x.float()                                    # under autocast the sum of all layers stays exact
         for i, layer in enumerate(self.layers):
             args = x, turn, past[i], mask, cond, answer or i < len(self.layers) - 1
             again = self.recomputes and self.training and torch.is_grad_enabled()
@@ -447,7 +449,8 @@ class Model(nn.Module):
     def read(self, batch):
         """-> tokens (B, L), and which of them are real (B, L)."""
         state = batch['state'][:, -1]
-        text = self.text[batch['task'][:, -1].long() if 'task' in batch else [0]].expand(len(state), -1)
+        text = self.text[batch['task'][:, -1].long()] if 'task' in batch else self.text[:1]
+        text = text.expand(len(state), -1)
         if self.cfg.pi05:
             numbers = self.numbers[bins_of(self.normalise(state, 'state')) % 257]    # -1 is row 256
             pieces = torch.cat([text, numbers.flatten(1), self.after.expand(len(state), -1)], 1)

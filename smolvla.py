@@ -207,9 +207,10 @@ def shuffled(x, s):
 # same as pi0.py
 def waves(t, C, low, high):
     """Times (B,) -> (B, C): sines, then cosines, of periods from low to high, as a ratio apart."""
-    # float32 would lose 1e-4 of the fastest angle, 1570
-    period = low * (high / low) ** torch.linspace(0, 1, C // 2, dtype=torch.float64, device=t.device)
-    angle = t[:, None].double() * (2 * math.pi / period)
+    # float32 loses 1e-4 of the fastest angle, 1570; mps has nothing better
+    exact = torch.float32 if t.device.type == 'mps' else torch.float64
+    period = low * (high / low) ** torch.linspace(0, 1, C // 2, dtype=exact, device=t.device)
+    angle = t[:, None].to(exact) * (2 * math.pi / period)
     return torch.cat([angle.sin(), angle.cos()], -1).float()
 
 
@@ -353,8 +354,8 @@ class Stack(nn.Module):
         own = real[:, None, None]                        # what is not real has no place, and is not seen
         if causal:
             own = own & torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
-        before = seen[:, None, None]
-        masks = torch.cat([before.expand(-1, -1, own.shape[2], -1), own], 3), before
+        masks = torch.cat([seen[:, None, None].expand(-1, -1, own.shape[2], -1), own], 3), seen[:, None, None]
+        x = x.float()                                    # under autocast the sum of all layers stays exact
         for i, layer in enumerate(self.layers):
             args = x, turns[layer.cross], past[i], masks[layer.cross], answer or i < len(self.layers) - 1
             again = self.recomputes and self.training and torch.is_grad_enabled()
@@ -420,7 +421,8 @@ class Model(nn.Module):
 
     def read(self, batch):
         """-> tokens (B, L), and which of them are real (B, L)."""
-        text = self.text[batch['task'][:, -1].long() if 'task' in batch else [0] * len(batch['state'])]
+        text = self.text[batch['task'][:, -1].long()] if 'task' in batch else self.text[:1]
+        text = text.expand(len(batch['state']), -1)
         return text.clamp(min=0), text >= 0
 
     # same as pi0.py
@@ -444,8 +446,7 @@ class Model(nn.Module):
         scale = self.embed_tokens.embedding_dim ** 0.5
         with torch.no_grad() if self.cfg.freeze_vision_encoder else nullcontext():
             seen = self.vision(torch.cat(pictures))      # all cameras at once
-        seen = scale * self.projector(shuffled(seen, self.cfg.scale_factor))
-        seen = seen.chunk(len(pictures))
+        seen = (scale * self.projector(shuffled(seen, self.cfg.scale_factor))).chunk(len(pictures))
         real = torch.cat([mask[:, None].expand(-1, seen[0].shape[1]) for mask in there] + [real], 1)
         return torch.cat([*seen, scale * self.embed_tokens(tokens)], 1), real
 
@@ -610,11 +611,10 @@ def dead(cfg):
 
 if __name__ == '__main__':   # lesson zero: the whole life of a model in seconds on a CPU
     torch.manual_seed(0)
-    cfg = Config(**SMALL)
-    model = Model(cfg)
-    batch = example(cfg, batch_size=2)
+    model = Model(Config(**SMALL))
+    batch = example(model.cfg, batch_size=2)
     out = model(batch)
     out['loss'].backward()
     chunk = model.eval().act(batch)
     print(f'{sum(p.numel() for p in model.parameters()):,} parameters | loss {out["loss"].item():.4f} | sees '
-          f'{", ".join(windows(cfg))} -> actions {tuple(chunk.shape)}')
+          f'{", ".join(windows(model.cfg))} -> actions {tuple(chunk.shape)}')

@@ -35,7 +35,8 @@ def build(name, over):
 @pytest.fixture
 def same_draws(monkeypatch):
     """Random numbers are drawn on the CPU and copied, so that every device and precision draws the same."""
-    for name in ('rand', 'randn', 'randint', 'randperm', 'rand_like', 'randn_like', 'randint_like'):
+    for name in ('rand', 'randn', 'randint', 'randperm', 'rand_like', 'randn_like', 'randint_like',
+                 '_standard_gamma'):
         real = getattr(torch, name)
 
         @functools.wraps(real)
@@ -48,18 +49,19 @@ def same_draws(monkeypatch):
 
 
 def outputs(model, batch, half=False):
-    """What .net returned in a forward pass, and the loss."""
-    seen, real = [], model.net
+    """What .net, or of a vision-language-action model .velocity, returned in a forward pass; the loss."""
+    seen, name = [], 'net' if hasattr(model, 'net') else 'velocity'
+    real = getattr(model, name)
 
     def net(*args, **kw):
         out = real(*args, **kw)
         seen.append(out[0] if isinstance(out, tuple) else out)
         return out
-    model.net = net
+    setattr(model, name, net)
     torch.manual_seed(1)
     with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled=half):
         loss = model(batch)['loss'].item()
-    del model.net
+    delattr(model, name)
     return torch.cat([out.float().flatten().cpu() for out in seen]), loss
 
 
