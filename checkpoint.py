@@ -200,7 +200,7 @@ def load(path, ema=True, which='latest', device='cpu', **over):
     """
     The whole loader: build the model that meta.json describes, fill it. -> (model in eval mode, meta)
     over: fields of its Config to replace, of those that only sampling reads (SAMPLING of the model file).
-    Those that say which weights a training starts from (INITIAL) are emptied: the checkpoint has its own.
+    Those that say where a training starts (INITIAL) are set aside: the checkpoint has what came of them.
     """
     folder = find(path, which)
     meta = read_meta(folder)
@@ -341,13 +341,13 @@ def lerobot_model(M, values, weights, src):
     A vision-language-action model with a file's weights, in eval mode. values: of its Config, among others.
     One line where they are impossible.
     """
+    values = contract.initial(M) | values
     values = {f.name: values[f.name] for f in dataclasses.fields(M.Config) if f.name in values}
     try:
         with torch.device('meta'):                       # nothing is drawn that the file replaces
             model = M.Model(M.Config(**plain_config(values, M)))
     except ValueError as error:
         sys.exit(f'{src}: {error}')
-    model.hashed.fill_(False)                            # its words are those of a tokenizer
     fill(model, lerobot_weights(M, model, weights, src), src, M.OWN, assign=True)
     return model.eval()
 

@@ -56,7 +56,7 @@ import words
 EVAL = ('env', 'actions')     # protocols that understand it; the first that the data serve is the default
 PAD = True                    # windows reach beyond the ends of an episode, whose edges repeat
 SAMPLING = ('n_action_steps', 'num_inference_steps')
-INITIAL = ('tokenizer',)      # a checkpoint has its sentences in tokens
+INITIAL = {'tokenizer': words.SAVED}     # a checkpoint has its sentences in tokens
 OWN = ('text', 'numbers', 'after', 'hashed')             # buffers that stay with weights from elsewhere
 MAY_BE_0 = 'empty_cameras', 'drop_n_last_frames', 'tokenizer_max_length'
 POSITIVE = 'time_sampling_beta_alpha', 'time_sampling_beta_beta', 'min_period', 'max_period'
@@ -406,7 +406,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def start(self):
-        """From scratch; a narrow network learns nothing from the usual std of 0.02 (dev/LOG.md)."""
+        """From scratch: weights of std 1 / sqrt(inputs), so that a network of any width starts near 1."""
         for name, p in self.named_parameters():
             if p.ndim > 1 and '.dense.' not in name:     # AdaRMS starts at 0: every layer lets x pass
                 p.normal_(std=(p.numel() / len(p)) ** -0.5)
@@ -431,18 +431,18 @@ class Model(nn.Module):
         cfg, L = self.cfg, self.cfg.tokenizer_max_length or (200 if self.cfg.pi05 else 48)
         read = words.reader(tokenizer, cfg.vocab_size, ('<bos>', BOS), self.hashed, distinct=bool(tasks))
         tasks, state = tasks or ('',), 0
-        rows = [[BOS, *read(prompt(task, () if cfg.pi05 else None).removesuffix(' ;\nAction: '))]
-                for task in tasks]
+        rows = [read(prompt(task, () if cfg.pi05 else None).removesuffix(' ;\nAction: ')) for task in tasks]
         if cfg.pi05:
             numbers, after = [read(f' {i}') for i in (*range(256), -1)], read(';\nAction: ')
             bins = [(37 * i + 255) % 257 - 1 for i in range(cfg.state_dim)]
             for task, row in zip(tasks, rows):           # no token may reach over the edge of a piece
-                if sum([numbers[i] for i in bins], row[1:]) + after != read(prompt(task, bins)):
+                if sum([numbers[i] for i in bins], row) + after != read(prompt(task, bins)):
                     raise ValueError(f'tokenizer = {tokenizer}: {prompt(task, bins)!r} has other tokens than '
                                      'its pieces; want the tokenizer.json of PaliGemma')
             state = cfg.state_dim * max(map(len, numbers)) + len(after)
-            self.numbers = words.table(numbers, max(map(len, numbers))).to(self.text.device)
-            self.after = words.table([after], len(after)).to(self.text.device)
+            self.numbers = words.table(numbers, 8, range(257)).to(self.text.device)
+            self.after = words.table([after], 16, ['Action']).to(self.text.device)
+        rows = [[BOS, *row] if row else [] for row in rows]
         self.text = words.table(rows, L, tasks, state).to(self.text.device)
         self.hashed.fill_(not tokenizer)
 
@@ -549,6 +549,8 @@ class Model(nn.Module):
         task = obs.get('task')
         if task is not None and not 0 <= int(task.min()) <= int(task.max()) < len(self.text):
             raise ValueError(f'task: {int(task.min())}..{int(task.max())}, of {len(self.text)} sentences')
+        if (self.text[:, 0] < 0).any():
+            raise ValueError('its sentences are not there: give tasks and tokenizer, or tell(tasks, PATH)')
         cache = self.encode({key: x.to(device) for key, x in obs.items()})
         shape = cfg.chunk_size, cfg.max_action_dim
         x = torch.stack([torch.randn(shape, generator=g) for g in generators or [None] * len(cache[1])])

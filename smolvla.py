@@ -60,7 +60,7 @@ import words
 EVAL = ('env', 'actions')     # protocols that understand it; the first that the data serve is the default
 PAD = True                    # windows reach beyond the ends of an episode, whose edges repeat
 SAMPLING = ('n_action_steps', 'num_steps')
-INITIAL = ('tokenizer',)      # a checkpoint has its sentences in tokens
+INITIAL = {'tokenizer': words.SAVED}     # a checkpoint has its sentences in tokens
 OWN = ('text', 'hashed')      # buffers that stay with weights from elsewhere
 FIRST = '<|im_start|>', 1     # a token of SmolVLM2 and its number, by which its tokenizer is known
 MAY_BE_0 = 'empty_cameras', 'drop_n_last_frames'
@@ -397,7 +397,7 @@ class Model(nn.Module):
     # same as pi0.py
     @torch.no_grad()
     def start(self):
-        """From scratch; a narrow network learns nothing from the usual std of 0.02 (dev/LOG.md)."""
+        """From scratch: weights of std 1 / sqrt(inputs), so that a network of any width starts near 1."""
         for name, p in self.named_parameters():
             if p.ndim > 1 and '.dense.' not in name:     # AdaRMS starts at 0: every layer lets x pass
                 p.normal_(std=(p.numel() / len(p)) ** -0.5)
@@ -517,6 +517,8 @@ class Model(nn.Module):
         task = obs.get('task')
         if task is not None and not 0 <= int(task.min()) <= int(task.max()) < len(self.text):
             raise ValueError(f'task: {int(task.min())}..{int(task.max())}, of {len(self.text)} sentences')
+        if (self.text[:, 0] < 0).any():
+            raise ValueError('its sentences are not there: give tasks and tokenizer, or tell(tasks, PATH)')
         cache = self.encode({key: x.to(device) for key, x in obs.items()})
         shape = cfg.chunk_size, cfg.max_action_dim
         x = torch.stack([torch.randn(shape, generator=g) for g in generators or [None] * len(cache[1])])
