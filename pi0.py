@@ -36,7 +36,7 @@ Paper says                                      code does (openpi, LeRobot, here
 Nobody masks actions beyond the end of an episode: they repeat the last one and teach to hold still.
 openpi draws crops, turns and colours in training; LeRobot and we do not.
 
-Parameters, millions: vision 412, projector 2, VLM 2,398 (words 527), expert 311, the rest 3 (pi05: 427, 2):
+Parameters, millions: vision 412, projector 2, VLM 2,399 (words 527), expert 311, the rest 3 (pi05: 428, 2):
 3,128,992,528 (pi05: 3,244,377,872). A sample of three cameras costs 4.2 TFLOP to act on, 11.5 to train on.
 """
 import math

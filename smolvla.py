@@ -40,7 +40,7 @@ Checkpoint of the VLM says                      code does (LeRobot, here)
 LeRobot up to 0.5 masks no padding and averages over the zeros behind a robot's numbers, too. With
 transformers 4.54 to 4.57 in float32 it numbers the rows of patches 0, 0, 1, ... 30; others, and we, 0 to 31.
 
-Parameters, millions: vision 86, connector 12, VLM 196 (words 47), expert 98, the rest 2: 393,519,456, of
+Parameters, millions: vision 86, connector 12, VLM 195 (words 47), expert 98, the rest 2: 393,519,456, of
 which 99,880,992 learn by default. A sample of two cameras costs 0.6 TFLOP to act on, 0.5 to train on.
 """
 import math

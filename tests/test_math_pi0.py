@@ -114,7 +114,16 @@ def test_published_sizes(name, built, trained):
         model = P.Model(cfg)
         assert count(P.Model(replace(cfg, train_expert_only=True))) == trained
         assert count(P.Model(replace(cfg, freeze_vision_encoder=True))) == built - 412_442_352
-    assert count(model) == built
+    assert count(model) == built and f'{built:,}' in P.__doc__
+    told = re.search(r'vision (\S+), projector (\S+), VLM (\S+) \(words (\S+)\), expert (\S+), the rest '
+                     r'(\S+) \(pi05: (\S+), (\S+)\)', P.__doc__).groups()
+    told = [int(number.replace(',', '')) for number in told]
+    parts = [count(part) / 1e6 for part in (model.vision, model.projector, model.vlm, model.embed_tokens,
+                                            model.expert)]
+    parts[2] += parts[3]
+    rest = built / 1e6 - sum(parts) + parts[3]
+    assert [round(n) for n in parts[:4]] == told[:4]
+    assert [round(parts[4]), round(rest)] == (told[6:] if cfg.pi05 else told[4:6])
     unread = P.dead(cfg)
     assert sum(int(np.prod(shape)) for shape in unread.values()) == 372_379_648
     path = os.path.join(LEROBOT, f'fullsize_{name}.keys.json')
@@ -426,12 +435,13 @@ def test_flops(pi05):
     assert model.flops_per_sample() / 3 < P.Model(only).flops_per_sample() < model.flops_per_sample()
 
 
-@pytest.mark.parametrize('cameras, pi05, forward, act', [(3, False, 11.5, 4.19), (3, True, 13.4, 4.80)])
-def test_flops_of_the_published_size(cameras, pi05, forward, act):
-    """TFLOP, counted elsewhere."""
-    with torch.device('meta'):
-        model = P.Model(P.Config(pi05=pi05, cameras=tuple('abc'[:cameras])))
-    assert model.flops_per_sample() / 1e12 == pytest.approx(forward, rel=0.02)
+@pytest.mark.parametrize('pi05, whole, only', [(False, 11.5, 3.9), (True, 13.4, 4.6)])
+def test_flops_of_the_published_size(pi05, whole, only):
+    """TFLOP of three cameras, counted elsewhere: all is trained, or the expert alone."""
+    for train_expert_only, want in (False, whole), (True, only):
+        with torch.device('meta'):
+            model = P.Model(P.Config(pi05=pi05, cameras=('a', 'b', 'c'), train_expert_only=train_expert_only))
+        assert model.flops_per_sample() / 1e12 == pytest.approx(want, rel=0.02)
 
 
 # ---- acting ----

@@ -2,6 +2,7 @@
 import glob
 import json
 import os
+import re
 from dataclasses import replace
 
 import golden
@@ -88,6 +89,12 @@ def test_published_sizes():
         assert count(S.Model(S.Config(train_state_proj=False))) == 99_880_992 - 31_680
         assert count(S.Model(replace(cfg, freeze_vision_encoder=True))) == 393_519_456 - 86_433_024
     assert count(model) == 393_519_456
+    told = re.search(r'vision (\d+), connector (\d+), VLM (\d+) \(words (\d+)\), expert (\d+), the rest '
+                     r'(\d+): 393,519,456, of\nwhich 99,880,992 learn', S.__doc__).groups()
+    vision, connector, vlm, words, expert = (count(part) / 1e6 for part in (
+        model.vision, model.projector, model.vlm, model.embed_tokens, model.expert))
+    parts = vision, connector, vlm + words, words, expert
+    assert [round(n) for n in (*parts, 393.519456 - sum(parts) + words)] == [*map(int, told)]
     unread = S.dead(cfg)
     assert sum(int(np.prod(shape)) for shape in unread.values()) == 56_526_720
     path = os.path.join(LEROBOT, 'fullsize_smolvla.keys.json')
