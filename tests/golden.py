@@ -299,8 +299,8 @@ def lerobot_pi(meta, path):
     said, known = told(meta, pi0)
     gemma = 'width', 'depth', 'mlp_dim', 'num_heads', 'num_kv_heads', 'head_dim'
     return filled(pi0, path, meta, known | dict(
-        pi05=meta['policy'] == 'pi05', paligemma_variant=numbers(said['vlm'], *gemma),
-        action_expert_variant=numbers(said['expert'], *gemma),
+        pi05=meta['policy'] == 'pi05', tokenizer_max_length=200,
+        paligemma_variant=numbers(said['vlm'], *gemma), action_expert_variant=numbers(said['expert'], *gemma),
         vision_variant=numbers(said['vision'], 'hidden_size', 'num_hidden_layers', 'intermediate_size',
                                'num_attention_heads', 'patch_size')))
 

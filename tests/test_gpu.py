@@ -20,7 +20,9 @@ DEVICE = 'cuda'
 MODELS = [name[:-3] for name in contract.model_files()]
 CASES = [(name, {}) for name in MODELS] + [('nanowm', {'injection': name}) for name in nanowm.INJECTIONS[1:]]
 CASES += [(name, {'obs': 'image'}) for name in ('act', 'diffusion_policy')]
-every_case = pytest.mark.parametrize('name, over', CASES, ids=[''.join([n, *o.values()]) for n, o in CASES])
+CASES += [('pi0', {'pi05': True, 'tokenizer_max_length': 32})]
+every_case = pytest.mark.parametrize('name, over', CASES, ids=[''.join([n, *map(str, o.values())])
+                                                               for n, o in CASES])
 
 
 def build(name, over):
