@@ -13,6 +13,7 @@ Checkpoints: save, find, load, lock, fetch. train, sample, eval, bench and the t
 A folder is written as tmp.<name>, synced, renamed; `latest` is renamed into place last. So a kill -9 at any
 moment leaves a readable `latest` and loses at most the steps since that save. No pickle is ever trusted.
 """
+import dataclasses
 import fcntl
 import hashlib
 import inspect
@@ -199,7 +200,7 @@ def load(path, ema=True, which='latest', device='cpu', **over):
     """
     The whole loader: build the model that meta.json describes, fill it. -> (model in eval mode, meta)
     over: fields of its Config to replace, of those that only sampling reads (SAMPLING of the model file).
-    Those that say which weights a training starts from (INITIAL) are emptied: the checkpoint has its own.
+    Those that say where a training starts (INITIAL) are set aside: the checkpoint has what came of them.
     """
     folder = find(path, which)
     meta = read_meta(folder)
@@ -304,6 +305,7 @@ def read_lerobot(src, kind, fixed, modes=None, stats='required'):
         if config.get(field, value) != value:
             sys.exit(f'{here}: {field} = {config[field]!r}: only {value!r} is possible here')
     features = (config.get('input_features') or {}) | (config.get('output_features') or {})
+    features = {key: x for key, x in features.items() if 'empty_camera' not in key}      # masked, never read
     cameras = [key for key in features if key not in FEATURES]
     seen = bool(cameras) + ('observation.environment_state' in features)
     if seen != 1 or not {'observation.state', 'action'} <= features.keys():
@@ -332,6 +334,35 @@ def read_lerobot(src, kind, fixed, modes=None, stats='required'):
         names = tuple(re.sub(r'observation\.(images\.)?', '', key) for key in cameras)
         facts |= {'cameras': names} | dict(zip(('height', 'width'), features[cameras[0]]['shape'][1:]))
     return config, weights, facts | {'obs': 'image' if cameras else 'keypoints'}
+
+
+def lerobot_model(M, values, weights, src):
+    """
+    A vision-language-action model with a file's weights, in eval mode. values: of its Config, among others.
+    One line where they are impossible.
+    """
+    values = contract.initial(M) | values
+    values = {f.name: values[f.name] for f in dataclasses.fields(M.Config) if f.name in values}
+    try:
+        with torch.device('meta'):                       # nothing is drawn that the file replaces
+            model = M.Model(M.Config(**plain_config(values, M)))
+    except ValueError as error:
+        sys.exit(f'{src}: {error}')
+    fill(model, lerobot_weights(M, model, weights, src), src, M.OWN, assign=True)
+    return model.eval()
+
+
+def lerobot_weights(M, model, weights, src):
+    """
+    A file's tensors under our names (M.published), in float32, without those that nothing reads (M.dead).
+    M.HEAD: what else the embeddings of words may be called.
+    """
+    word = M.published('embed_tokens.weight')
+    if word not in weights and M.HEAD not in weights:
+        sys.exit(f'{src} has neither {word} nor {M.HEAD}: the VLM would read noise; take the whole file')
+    found = {word: weights.get(M.HEAD)} | weights        # fine-tunes may hold both, the embedding is right
+    names, dead = {M.published(key): key for key in model.state_dict()}, {M.HEAD, *M.dead(model.cfg)}
+    return {names.get(key, key): x.float() for key, x in found.items() if key not in dead}
 
 
 def lerobot_statistics(folder, weights, features):

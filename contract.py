@@ -21,7 +21,7 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
                    from now on
     SAMPLING       optional: Config fields that only sampling reads
     INITIAL        optional: those, of type str, that say where a training starts; a checkpoint is loaded and
-                   gone on from without them
+                   gone on from with '' instead, or with the values of a dict {name: value}
     UNNORMALISED   optional: keys that the model reads as they are
     OWN            optional: buffers that follow from the Config, such as its sentences in tokens, and stay
                    where weights come from another run or file (init_from)
@@ -77,8 +77,9 @@ def sampling(M):
 
 
 def initial(M):
-    """{name: ''} of those that say where a training starts, as a model wants them that gets its weights."""
-    return dict.fromkeys(getattr(M, 'INITIAL', ()), '')
+    """{name: value} of those that say where a training starts, for a model that gets its weights."""
+    given = getattr(M, 'INITIAL', ())
+    return given if isinstance(given, dict) else dict.fromkeys(given, '')
 
 
 def defects(M, whole=False):

@@ -36,14 +36,14 @@ Paper says                                      code does (openpi, LeRobot, here
 Nobody masks actions beyond the end of an episode: they repeat the last one and teach to hold still.
 openpi draws crops, turns and colours in training; LeRobot and we do not.
 
-Parameters, millions: vision 412, projector 2, VLM 2,398 (words 527), expert 311, the rest 3 (pi05: 427, 2):
+Parameters, millions: vision 412, projector 2, VLM 2,399 (words 527), expert 311, the rest 3 (pi05: 428, 2):
 3,128,992,528 (pi05: 3,244,377,872). A sample of three cameras costs 4.2 TFLOP to act on, 11.5 to train on.
 """
 import math
 import re
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
@@ -56,7 +56,7 @@ import words
 EVAL = ('env', 'actions')     # protocols that understand it; the first that the data serve is the default
 PAD = True                    # windows reach beyond the ends of an episode, whose edges repeat
 SAMPLING = ('n_action_steps', 'num_inference_steps')
-INITIAL = ('tokenizer',)      # a checkpoint has its sentences in tokens
+INITIAL = {'tokenizer': words.SAVED}     # a checkpoint has its sentences in tokens
 OWN = ('text', 'numbers', 'after', 'hashed')             # buffers that stay with weights from elsewhere
 MAY_BE_0 = 'empty_cameras', 'drop_n_last_frames', 'tokenizer_max_length'
 POSITIVE = 'time_sampling_beta_alpha', 'time_sampling_beta_beta', 'min_period', 'max_period'
@@ -212,9 +212,10 @@ def resize_with_pad(image, size):
 
 def waves(t, C, low, high):
     """Times (B,) -> (B, C): sines, then cosines, of periods from low to high, as a ratio apart."""
-    # float32 would lose 1e-4 of the fastest angle, 1570
-    period = low * (high / low) ** torch.linspace(0, 1, C // 2, dtype=torch.float64, device=t.device)
-    angle = t[:, None].double() * (2 * math.pi / period)
+    # float32 loses 1e-4 of the fastest angle, 1570; mps has nothing better
+    exact = torch.float32 if t.device.type == 'mps' else torch.float64
+    period = low * (high / low) ** torch.linspace(0, 1, C // 2, dtype=exact, device=t.device)
+    angle = t[:, None].to(exact) * (2 * math.pi / period)
     return torch.cat([angle.sin(), angle.cos()], -1).float()
 
 
@@ -361,6 +362,7 @@ class Stack(nn.Module):
         place, kept = seen.sum(1, keepdim=True) + real.cumsum(1) - 1, []     # what is not real has no place
         seen = torch.cat([seen, real], 1)
         turn, mask = rotation(place, self.layers[0].d), seen[:, None, None]
+        x = x.float()                                    # under autocast the sum of all layers stays exact
         for i, layer in enumerate(self.layers):
             args = x, turn, past[i], mask, cond, answer or i < len(self.layers) - 1
             again = self.recomputes and self.training and torch.is_grad_enabled()
@@ -404,7 +406,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def start(self):
-        """From scratch; a narrow network learns nothing from the usual std of 0.02 (dev/LOG.md)."""
+        """From scratch: weights of std 1 / sqrt(inputs), so that a network of any width starts near 1."""
         for name, p in self.named_parameters():
             if p.ndim > 1 and '.dense.' not in name:     # AdaRMS starts at 0: every layer lets x pass
                 p.normal_(std=(p.numel() / len(p)) ** -0.5)
@@ -427,34 +429,28 @@ class Model(nn.Module):
     def tell(self, tasks, tokenizer=''):
         """`task` numbers these sentences from now on. tokenizer: the file, where it was trained with one."""
         cfg, L = self.cfg, self.cfg.tokenizer_max_length or (200 if self.cfg.pi05 else 48)
-        if not tokenizer and not self.hashed:
-            raise ValueError('its words are those of a tokenizer, and the checkpoint knows but the sentences '
-                             'of its training; tell(tasks, tokenizer=PATH) for others')
-        read = words.reader(tokenizer, cfg.vocab_size, ('<bos>', BOS), distinct=bool(tasks))
+        read = words.reader(tokenizer, cfg.vocab_size, ('<bos>', BOS), self.hashed, distinct=bool(tasks))
         tasks, state = tasks or ('',), 0
-        rows = [[BOS, *read(prompt(task, () if cfg.pi05 else None).removesuffix(' ;\nAction: '))]
-                for task in tasks]
+        rows = [read(prompt(task, () if cfg.pi05 else None).removesuffix(' ;\nAction: ')) for task in tasks]
         if cfg.pi05:
             numbers, after = [read(f' {i}') for i in (*range(256), -1)], read(';\nAction: ')
             bins = [(37 * i + 255) % 257 - 1 for i in range(cfg.state_dim)]
             for task, row in zip(tasks, rows):           # no token may reach over the edge of a piece
-                if sum([numbers[i] for i in bins], row[1:]) + after != read(prompt(task, bins)):
+                if sum([numbers[i] for i in bins], row) + after != read(prompt(task, bins)):
                     raise ValueError(f'tokenizer = {tokenizer}: {prompt(task, bins)!r} has other tokens than '
                                      'its pieces; want the tokenizer.json of PaliGemma')
             state = cfg.state_dim * max(map(len, numbers)) + len(after)
-            self.numbers = words.table(numbers, max(map(len, numbers))).to(self.text.device)
-            self.after = words.table([after], len(after)).to(self.text.device)
-        n, task = max((len(row) + state, task) for task, row in zip(tasks, rows))
-        if n > L:
-            raise ValueError(f'tokenizer_max_length = {L}: {task!r} and the state take up to {n} tokens; we '
-                             'do not cut as LeRobot does')
-        self.text = words.table(rows, L).to(self.text.device)
+            self.numbers = words.table(numbers, 8, range(257)).to(self.text.device)
+            self.after = words.table([after], 16, ['Action']).to(self.text.device)
+        rows = [[BOS, *row] if row else [] for row in rows]
+        self.text = words.table(rows, L, tasks, state).to(self.text.device)
         self.hashed.fill_(not tokenizer)
 
     def read(self, batch):
         """-> tokens (B, L), and which of them are real (B, L)."""
         state = batch['state'][:, -1]
-        text = self.text[batch['task'][:, -1].long() if 'task' in batch else [0]].expand(len(state), -1)
+        text = self.text[batch['task'][:, -1].long()] if 'task' in batch else self.text[:1]
+        text = text.expand(len(state), -1)
         if self.cfg.pi05:
             numbers = self.numbers[bins_of(self.normalise(state, 'state')) % 257]    # -1 is row 256
             pieces = torch.cat([text, numbers.flatten(1), self.after.expand(len(state), -1)], 1)
@@ -553,6 +549,8 @@ class Model(nn.Module):
         task = obs.get('task')
         if task is not None and not 0 <= int(task.min()) <= int(task.max()) < len(self.text):
             raise ValueError(f'task: {int(task.min())}..{int(task.max())}, of {len(self.text)} sentences')
+        if (self.text[:, 0] < 0).any():
+            raise ValueError('its sentences are not there: give tasks and tokenizer, or tell(tasks, PATH)')
         cache = self.encode({key: x.to(device) for key, x in obs.items()})
         shape = cfg.chunk_size, cfg.max_action_dim
         x = torch.stack([torch.randn(shape, generator=g) for g in generators or [None] * len(cache[1])])
@@ -605,18 +603,12 @@ class Model(nn.Module):
         modes = {kind: {'VISUAL': 'IDENTITY', 'STATE': mode, 'ACTION': mode}
                  for kind, mode in (('pi0', 'MEAN_STD'), ('pi05', 'QUANTILES'))}
         config, weights, facts = checkpoint.read_lerobot(src, modes, fixed, stats=stats)
-        facts['cameras'] = [name for name in facts['cameras'] if not name.startswith('empty_camera')]
         values = config | facts | {'pi05': config['type'] == 'pi05'} | over
-        values = {f.name: values[f.name] for f in fields(Config) if f.name in values}
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        try:
-            with torch.device('meta'):                   # nothing is drawn that the file replaces
-                model = cls(Config(**values))
-        except ValueError as error:
-            sys.exit(f'{src}: {error}')
-        model.hashed.fill_(False)                        # its words are PaliGemma's
-        checkpoint.fill(model, own_weights(model, weights, src), src, OWN, assign=True)
-        return model.eval()
+        if any('.paligemma.vision_tower.' in f'.{key}' for key in weights):
+            sys.exit(f'{src}: names of before October 2025; load and save it once with LeRobot 0.4 or later')
+        if values['pi05']:                               # some files use pi0's names
+            weights = {key.replace('action_time_mlp', 'time_mlp'): x for key, x in weights.items()}
+        return checkpoint.lerobot_model(sys.modules[__name__], values, weights, src)
 
 
 # ---- the names of published weights ----
@@ -652,20 +644,6 @@ def dead(cfg):
               f'{last}mlp.down_proj': (W, mlp), f'{last}post_attention_layernorm': (W,), f'{body}norm': (W,),
               'paligemma_with_expert.gemma_expert.lm_head': (cfg.vocab_size, C)}
     return {f'{key}.weight': shape for key, shape in shapes.items()}
-
-
-def own_weights(model, weights, src):
-    """A file's tensors -> those of the model under our names, in float32; one line where words have none."""
-    if any('.paligemma.vision_tower.' in f'.{key}' for key in weights):
-        sys.exit(f'{src}: names of before October 2025; load and save it once with LeRobot 0.4 or later')
-    word = published('embed_tokens.weight')
-    if word not in weights and HEAD not in weights:
-        sys.exit(f'{src} has neither {word} nor {HEAD}: the VLM would read noise; take the whole file')
-    found = {word: weights.get(HEAD)} | weights          # fine-tunes may hold both, the embedding is right
-    if model.cfg.pi05:                                   # some files use pi0's names
-        found = {key.replace('action_time_mlp', 'time_mlp'): x for key, x in found.items()}
-    names = {published(key): key for key in model.state_dict()}
-    return {names.get(key, key): x.float() for key, x in found.items() if key not in {HEAD, *dead(model.cfg)}}
 
 
 if __name__ == '__main__':   # lesson zero: the whole life of both models in seconds on a CPU

@@ -8,6 +8,8 @@ import zlib
 import torch
 import torch.nn.functional as F
 
+SAVED = '(in the checkpoint)'  # a tokenizer's name where the sentences will come as tokens, with the weights
+
 
 def hashed(text, vocab_size, known):
     """
@@ -25,11 +27,17 @@ def hashed(text, vocab_size, known):
     return tokens
 
 
-def reader(path, vocab_size, first, distinct=True):
+def reader(path, vocab_size, first, hashes=True, distinct=True):
     """
     text -> its tokens, by a tokenizer.json, or by `hashed`. first (token, number): what its vocabulary must
-    have, so that no other one is taken for it. distinct: no two words may have the same hash.
+    have, so that no other one is taken for it. hashes: else a model has learned words of a tokenizer.
+    distinct: no two words may have the same hash.
     """
+    if path == SAVED:
+        return lambda text: []
+    if not path and not hashes:
+        raise ValueError('its words are those of a tokenizer, and the checkpoint knows but the sentences of '
+                         'its training; tell(tasks, tokenizer=PATH) for others')
     if not path:
         known = {} if distinct else None
         return lambda text: hashed(text, vocab_size, known)
@@ -50,8 +58,15 @@ def reader(path, vocab_size, first, distinct=True):
     return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def table(rows, width):
-    """Lists of tokens -> (rows, width) on the CPU, -1 behind their ends."""
+def table(rows, width, texts=(), more=0):
+    """
+    Lists of tokens -> (rows, width) on the CPU, -1 behind their ends. texts: what they are, to name the one
+    that does not fit with `more` tokens behind.
+    """
+    for row, text in zip(rows, texts):
+        if len(row) + more > width:
+            raise ValueError(f'tokenizer_max_length = {width}: {text!r} takes up to {len(row) + more} '
+                             'tokens; we do not cut as LeRobot does')
     rows = [row + [-1] * (width - len(row)) for row in rows]
     return torch.tensor(rows, device='cpu').view(len(rows), width)
 

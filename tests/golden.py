@@ -18,8 +18,8 @@ A file of LeRobot's policies names the policy and its sizes in the metadata; its
 stored: they follow from their names and SEED, and <file>.keys.json beside it lists these. `in.*` are inputs,
 already normalised, and draws; every `mid.*` and `out.*` is recomputed. Of dp `<ddpm|ddim><calls>` is a chain
 of samples, `_predict_sample` one of a network that guesses actions; of some levels the output of the network
-and the sample behind it are there. pi0 and pi05 likewise; their `prefix_out` is made by weights that nothing
-else reads, so it is left out, and prompts are compared letter for letter.
+and the sample behind it are there. pi0, pi05 and smolvla likewise; their `prefix_out` is made by weights
+that nothing else reads, so it is left out, and prompts are compared letter for letter.
 
 Tolerances are relative to the output: tol * max(1, max|reference|).
 """
@@ -36,10 +36,12 @@ from safetensors import safe_open
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import act
+import checkpoint
 import diffusion_policy
 import nanowm
 import pi0
 import remdm
+import smolvla
 
 TOLERANCE = {'forward': 2e-5, 'loss': 1e-5, 'mse': 1e-5, 'sample': 1e-4,
              'logits': 1e-5, 'goal_pred': 1e-5, 'aux_loss': 1e-5, 'iw1': 2e-3, 'greedy': 0,
@@ -59,6 +61,8 @@ def load(path):
         return lerobot_diffusion(meta, path), tensors, meta
     if meta.get('policy') in ('pi0', 'pi05'):
         return lerobot_pi(meta, path), tensors, meta
+    if meta.get('policy') == 'smolvla':
+        return lerobot_smolvla(meta, path), tensors, meta
     if 'x0' in tensors:
         return *planner(tensors, meta, path), meta
     _, _, channels, height, width = tensors['x'].shape
@@ -292,18 +296,40 @@ def chain(model, cfg, g, seen, name):
 
 def lerobot_pi(meta, path):
     """-> pi0.Model with the file's weights, and statistics that change nothing."""
-    said = json.loads(meta['lerobot_config']) | json.loads(meta['config'])
-    known = {key: said[key] for key in vars(pi0.Config()) if key in said and key != 'n_action_steps'}
-    known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
-
-    def numbers(part, *keys): return 'x'.join(str(said[part][key]) for key in keys)
+    said, known = told(meta, pi0)
     gemma = 'width', 'depth', 'mlp_dim', 'num_heads', 'num_kv_heads', 'head_dim'
     return filled(pi0, path, meta, known | dict(
-        pi05=meta['policy'] == 'pi05', n_action_steps=said['chunk_size'],
-        cameras=(*[name for name in said['cams'] if name not in said['missing']], *said['missing']),
-        paligemma_variant=numbers('vlm', *gemma), action_expert_variant=numbers('expert', *gemma),
-        vision_variant=numbers('vision', 'hidden_size', 'num_hidden_layers', 'intermediate_size',
+        pi05=meta['policy'] == 'pi05', tokenizer_max_length=200,
+        paligemma_variant=numbers(said['vlm'], *gemma), action_expert_variant=numbers(said['expert'], *gemma),
+        vision_variant=numbers(said['vision'], 'hidden_size', 'num_hidden_layers', 'intermediate_size',
                                'num_attention_heads', 'patch_size')))
+
+
+def lerobot_smolvla(meta, path):
+    """-> smolvla.Model with the file's weights, and statistics that change nothing."""
+    said, known = told(meta, smolvla)
+    size, patch = said['image_size'], said['vision']['patch_size']
+    vision = said['vision'] | {'table': size // patch}
+    return filled(smolvla, path, meta, known | dict(
+        image_resolution=tuple(said['resize_imgs_with_padding'] or (size, size)),
+        vocab_size=said['text']['vocab_size'],
+        vlm_model_name=numbers(said['text'], 'hidden_size', 'intermediate_size', 'num_attention_heads',
+                               'num_key_value_heads', 'head_dim'),
+        vision_variant=numbers(vision, 'hidden_size', 'num_hidden_layers', 'intermediate_size',
+                               'num_attention_heads', 'patch_size', 'table')))
+
+
+def told(meta, M):
+    """-> what a file says, and what of that is a field of the model's Config."""
+    said = json.loads(meta['lerobot_config']) | json.loads(meta['config'])
+    known = {key: said[key] for key in vars(M.Config()) if key in said}
+    known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+    given = [name for name in said['cams'] if name not in said['missing']]
+    return said, known | {'n_action_steps': said['chunk_size'], 'cameras': (*given, *said['missing'])}
+
+
+def numbers(part, *keys):
+    return 'x'.join(str(part[key]) for key in keys)
 
 
 def filled(M, path, meta, known):
@@ -317,7 +343,8 @@ def filled(M, path, meta, known):
         f'{path}: other keys or shapes than ours'
     weights = formula_weights({f'model.{key}': [shape, '', 'formula'] for key, shape in keys.items()},
                               int(meta['SEED']))
-    own = M.own_weights(model, {key.removeprefix('model.'): x for key, x in weights.items()}, path)
+    weights = {key.removeprefix('model.'): x for key, x in weights.items()}
+    own = checkpoint.lerobot_weights(M, model, weights, path)
     model.load_state_dict(own, strict=False)
     for key in 'state', 'action':
         for name, value in {'q01': -1, 'q99': 1, 'mean': 0, 'std': 1}.items():
@@ -333,7 +360,8 @@ def language_outputs(model, g):
     batch |= {key[3:]: x for key, x in g.items() if key.startswith('in.image_mask.')}
     batch.setdefault('state', torch.zeros(len(g['in.action']), 1, cfg.state_dim))    # pi05 reads it in words
     batch |= {'action': g['in.action'], 'noise': g['in.train_noise'], 't': g['in.train_time']}
-    batch['mask'] = ~g['in.action_is_pad'] if 'in.action_is_pad' in g else None
+    pad = g.get('in.action_is_pad', torch.zeros(g['in.action'].shape[:2], dtype=torch.bool))
+    batch['mask'] = ~pad
 
     def all_cameras(batch):                              # with those that are missing, behind the others
         pictures, there = look(batch)
@@ -343,32 +371,52 @@ def language_outputs(model, g):
     model.look, model.read = all_cameras, lambda batch: (g['in.tokens'], g['in.token_mask'])
     pictures, there = model.look(batch)
     x, real = model.prefix(pictures, there, *model.read(batch))
-    out['mid.prefix_embs'], out['mid.prefix_valid'] = x * real[..., None], real
+    small, seen, valid = isinstance(model, smolvla.Model), x, real
+    if small:                                            # the state is the last token of LeRobot's prefix
+        state = torch.nn.functional.pad(g['in.state'], (0, cfg.max_state_dim - cfg.state_dim))
+        seen = torch.cat([x, model.state_proj(state)[:, None]], 1)
+        valid = torch.nn.functional.pad(real, (0, 1), value=True)
+    out['mid.prefix_embs'], out['mid.prefix_valid'] = seen * valid[..., None], valid
     for name, picture in zip(cfg.cameras, pictures):
         out[f'mid.image_preprocessed.{name}'] = picture
-        out[f'mid.image_tokens.{name}'] = model.projector(model.vision(picture))
+        patches = model.vision(picture)
+        out[f'mid.image_tokens.{name}'] = model.projector(
+            smolvla.shuffled(patches, cfg.scale_factor) if small else patches)
     a = torch.nn.functional.pad(g['in.action'], (0, cfg.max_action_dim - cfg.action_dim))
     e, t = batch['noise'], batch['t']
     noisy = out['mid.train.x_t'] = t[:, None, None] * e + (1 - t[:, None, None]) * a
-    cache, (suffix, cond) = model.encode(batch), model.suffix(noisy, t)
+    cache, suffix = model.encode(batch), model.suffix(noisy, t)
     out['mid.train.v_t'] = model.velocity(noisy, t, cache)
-    if cond is not None:
-        out['mid.train.adarms_cond'] = cond
-    ones = torch.ones_like(suffix[..., 0], dtype=torch.bool)
-    after = model.expert(suffix, ones, cache, cond)[0]
-    if isinstance(model, pi0.Model) and not cfg.pi05:    # its state is the first token of the suffix
-        state = torch.nn.functional.pad(g['in.state'], (0, cfg.max_state_dim - cfg.state_dim))
-        state = model.state_proj(state)
-        before = model.vlm(x, real, answer=False)[1]
-        first = model.expert(state[:, None], ones[:, :1], before)[0]
-        suffix, after = torch.cat([state[:, None], suffix], 1), torch.cat([first, after], 1)
+    if small:
+        ones = torch.ones_like(suffix[..., 0], dtype=torch.bool)
+        after = model.expert(suffix, ones, cache, causal=True)[0]
+    else:
+        suffix, after = suffix_of_pi(model, g, x, real, cache, *suffix, out)
     out['mid.train.suffix_embs'], out['mid.train.suffix_out'] = suffix, after
     error = out['out.train.loss_elementwise'] = model.errors(batch)
     own = error[..., :cfg.action_dim]
-    out['out.train.loss'], out['out.train.loss_all_padded_dims_derived'] = model(batch)['loss'], error.mean()
+    out['out.train.loss'] = model(batch)['loss']
     out['out.train.loss_per_dim'], out['out.train.loss_per_sample'] = own.mean((0, 1)), own.mean((1, 2))
+    if small:
+        valid = batch['mask'][..., None]
+        out['out.train.loss_per_sample'] = (own * valid).sum((1, 2)) / (valid.sum((1, 2)) * cfg.action_dim)
+        out['out.train.loss_without_pad_mask'] = own.mean()
+    out['out.train.loss_all_padded_dims_derived'] = out['out.train.loss_le_0_5_derived'] = error.mean()
     out |= walk(model, cache, g)
     return out
+
+
+def suffix_of_pi(model, g, x, real, cache, suffix, cond, out):
+    """pi0: the state is the first token of what LeRobot calls the suffix; pi05: the time's condition."""
+    cfg, ones = model.cfg, torch.ones_like(suffix[..., 0], dtype=torch.bool)
+    after = model.expert(suffix, ones, cache, cond)[0]
+    if cfg.pi05:
+        out['mid.train.adarms_cond'] = cond
+        return suffix, after
+    state = torch.nn.functional.pad(g['in.state'], (0, cfg.max_state_dim - cfg.state_dim))
+    state = model.state_proj(state)[:, None]
+    first = model.expert(state, ones[:, :1], model.vlm(x, real, answer=False)[1])[0]
+    return torch.cat([state, suffix], 1), torch.cat([first, after], 1)
 
 
 def walk(model, cache, g):
@@ -383,7 +431,8 @@ def walk(model, cache, g):
     out['mid.sample.t'], out['mid.sample.x_before_step'], out['mid.sample.v'] = map(torch.stack, zip(*steps))
     out['out.sample.actions'] = full[..., :cfg.action_dim]
     for name in [name for name in g if re.fullmatch(r'out\.sample\.actions_\d+_steps', name)]:
-        model.cfg = replace(cfg, num_inference_steps=int(name.split('_')[1]))
+        steps_of = 'num_steps' if isinstance(model, smolvla.Model) else 'num_inference_steps'
+        model.cfg = replace(cfg, **{steps_of: int(name.split('_')[1])})
         out[name] = model.sample(cache, g['in.sample_noise'])[..., :cfg.action_dim]
     model.cfg = cfg
     return out
@@ -396,7 +445,7 @@ def outputs(model, g):
         return act_outputs(model, g)
     if isinstance(model, diffusion_policy.Model):
         return diffusion_outputs(model, g)
-    if isinstance(model, pi0.Model):
+    if isinstance(model, pi0.Model | smolvla.Model):
         return language_outputs(model, g)
     if isinstance(model, remdm.Model):
         return planner_outputs(model, g)

@@ -20,7 +20,9 @@ DEVICE = 'cuda'
 MODELS = [name[:-3] for name in contract.model_files()]
 CASES = [(name, {}) for name in MODELS] + [('nanowm', {'injection': name}) for name in nanowm.INJECTIONS[1:]]
 CASES += [(name, {'obs': 'image'}) for name in ('act', 'diffusion_policy')]
-every_case = pytest.mark.parametrize('name, over', CASES, ids=[''.join([n, *o.values()]) for n, o in CASES])
+CASES += [('pi0', {'pi05': True, 'tokenizer_max_length': 32})]
+every_case = pytest.mark.parametrize('name, over', CASES, ids=[''.join([n, *map(str, o.values())])
+                                                               for n, o in CASES])
 
 
 def build(name, over):
@@ -35,7 +37,8 @@ def build(name, over):
 @pytest.fixture
 def same_draws(monkeypatch):
     """Random numbers are drawn on the CPU and copied, so that every device and precision draws the same."""
-    for name in ('rand', 'randn', 'randint', 'randperm', 'rand_like', 'randn_like', 'randint_like'):
+    for name in ('rand', 'randn', 'randint', 'randperm', 'rand_like', 'randn_like', 'randint_like',
+                 '_standard_gamma'):
         real = getattr(torch, name)
 
         @functools.wraps(real)
@@ -48,18 +51,19 @@ def same_draws(monkeypatch):
 
 
 def outputs(model, batch, half=False):
-    """What .net returned in a forward pass, and the loss."""
-    seen, real = [], model.net
+    """What .net, or of a vision-language-action model .velocity, returned in a forward pass; the loss."""
+    seen, name = [], 'net' if hasattr(model, 'net') else 'velocity'
+    real = getattr(model, name)
 
     def net(*args, **kw):
         out = real(*args, **kw)
         seen.append(out[0] if isinstance(out, tuple) else out)
         return out
-    model.net = net
+    setattr(model, name, net)
     torch.manual_seed(1)
     with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled=half):
         loss = model(batch)['loss'].item()
-    del model.net
+    delattr(model, name)
     return torch.cat([out.float().flatten().cpu() for out in seen]), loss
 
 

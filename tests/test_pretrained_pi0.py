@@ -5,6 +5,7 @@ train.py on sentences.
 import json
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import one_line, script
+from conftest import ROOT, one_line, script
 from safetensors.torch import load_file, save_file
 
 import checkpoint
@@ -37,11 +38,12 @@ def source(pi05=False, **over):
     return model
 
 
-def folder_of(path, model, prefix='model.', tied=True, drop=(), config=(), add=()):
+def folder_of(path, model, prefix='model.', tied=True, drop=(), config=(), add=(), M=P):
     """What LeRobot saves of it, with weights that nothing reads. tied: the embedding under its other name."""
     cfg = model.cfg
     path.mkdir()
-    mode = 'QUANTILES' if cfg.pi05 else 'MEAN_STD'
+    kind = M.__name__ if M is not P else 'pi05' if cfg.pi05 else 'pi0'
+    mode = 'QUANTILES' if kind == 'pi05' else 'MEAN_STD'
     norm = {'VISUAL': 'IDENTITY', 'STATE': mode, 'ACTION': mode}
 
     def feature(type_, *shape): return {'type': type_, 'shape': list(shape)}
@@ -49,23 +51,24 @@ def folder_of(path, model, prefix='model.', tied=True, drop=(), config=(), add=(
             for name in (*cfg.cameras, 'empty_camera_0')}
     ours = 'pi05', 'tasks', 'cameras', 'tokenizer'
     said = {key: getattr(cfg, key) for key in vars(cfg) if key not in ours}
-    said |= {'type': 'pi05' if cfg.pi05 else 'pi0', 'empty_cameras': 1, 'n_obs_steps': 1, 'dtype': 'float32',
+    said |= {'type': kind, 'empty_cameras': 1, 'n_obs_steps': 1, 'dtype': 'float32',
              'input_features': seen | {'observation.state': feature('STATE', cfg.state_dim)},
              'output_features': {'action': feature('ACTION', cfg.action_dim)}, 'normalization_mapping': norm,
              'use_relative_actions': False, 'compile_mode': 'max-autotune'} | dict(config)
     (path / 'config.json').write_text(json.dumps(said))
-    weights = {P.published(key): x.detach().clone() for key, x in model.named_parameters()}
-    weights |= {key: torch.zeros(shape) for key, shape in P.dead(cfg).items()}
-    word = P.published('embed_tokens.weight')
+    weights = {M.published(key): x.detach().clone() for key, x in model.named_parameters()}
+    weights |= {key: torch.zeros(shape) for key, shape in M.dead(cfg).items()}
+    word = M.published('embed_tokens.weight')
     if tied:
-        weights[P.HEAD] = weights.pop(word)
+        weights[M.HEAD] = weights.pop(word)
     weights = {prefix + key: x for key, x in weights.items() if key not in drop} | dict(add)
     save_file(weights, path / 'model.safetensors')
-    stats = {f'{long}.{name}': getattr(model, f'{short}_{name}') for name, _ in model.statistics
+    stats = {f'{long}.{name}': getattr(model, f'{short}_{name}')
+             for name in (('q01', 'q99') if kind == 'pi05' else ('mean', 'std'))
              for short, long in (('state', 'observation.state'), ('action', 'action'))}
-    for pipeline, kind in ('pre', 'normalizer'), ('post', 'unnormalizer'):
-        save_file(stats, path / f'{kind}.safetensors')
-        step = {'registry_name': f'{kind}_processor', 'state_file': f'{kind}.safetensors',
+    for pipeline, step_ in ('pre', 'normalizer'), ('post', 'unnormalizer'):
+        save_file(stats, path / f'{step_}.safetensors')
+        step = {'registry_name': f'{step_}_processor', 'state_file': f'{step_}.safetensors',
                 'config': {'norm_map': norm}}
         (path / f'policy_{pipeline}processor.json').write_text(json.dumps({'steps': [step]}))
     return path
@@ -74,18 +77,34 @@ def folder_of(path, model, prefix='model.', tied=True, drop=(), config=(), add=(
 def generators(n=2): return [torch.Generator().manual_seed(i) for i in range(n)]
 
 
+@pytest.fixture(scope='module')
+def bpe(tmp_path_factory):
+    """A small tokenizer.json like PaliGemma's: a space belongs to the word behind it, digits stand alone."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    tokenizer = Tokenizer(models.BPE(unk_token='<unk>'))
+    tokenizer.normalizer = normalizers.Replace(' ', '\u2581')
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r'\d|\n|\u2581?[^\u2581\d\n;,:]+|[;,:]'), 'isolated')
+    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=['<pad>', '<eos>', '<bos>', '<unk>'])
+    corpus = [P.prompt(task, range(i, i + 9)) for task in TASKS for i in range(-1, 250, 5)]
+    tokenizer.train_from_iterator([*corpus, '\n', ' -1'], trainer)
+    path = tmp_path_factory.mktemp('bpe') / 'tokenizer.json'
+    tokenizer.save(str(path))
+    return tokenizer, str(path), tokenizer.get_vocab_size()
+
+
 # ---- published folders ----
 
 @BOTH
 @pytest.mark.parametrize('prefix', ('model.', ''))
-def test_a_folder_of_lerobot(pi05, prefix, tmp_path):
+def test_a_folder_of_lerobot(pi05, prefix, tmp_path, bpe):
     """Its weights, also without their first word, and its statistics: the same actions."""
-    model = source(pi05)
+    _, file, n = bpe
+    model = source(pi05, tokenizer=file, vocab_size=n)
     path = folder_of(tmp_path / 'policy', model, prefix)
-    there = P.Model.from_pretrained(path, tasks=TASKS)
+    there = P.Model.from_pretrained(path, tasks=TASKS, tokenizer=file)
     assert there.cfg == replace(model.cfg, empty_cameras=1)
     for key, x in model.state_dict().items():
-        assert key == 'hashed' or torch.equal(x, there.state_dict()[key]), key
+        assert torch.equal(x, there.state_dict()[key]), key
     batch = P.example(model.cfg, 2)
     assert torch.equal(there.act(batch, generators()), model.act(batch, generators()))
     assert all(p.device.type == 'cpu' and p.dtype == torch.float32 for p in there.parameters())
@@ -112,6 +131,8 @@ def test_sentences_of_a_published_model(tmp_path):
     there = P.Model.from_pretrained(folder_of(tmp_path / 'policy', source()))
     with pytest.raises(ValueError, match='its words are those of a tokenizer'):
         there.tell(('go',))
+    with pytest.raises(ValueError, match='its sentences are not there: give tasks and tokenizer, or tell'):
+        there.act(P.example(there.cfg, 1))
 
 
 @BOTH
@@ -171,21 +192,6 @@ def test_a_file_that_was_cut(tmp_path):
 
 
 # ---- sentences ----
-
-@pytest.fixture(scope='module')
-def bpe(tmp_path_factory):
-    """A small tokenizer.json like PaliGemma's: a space belongs to the word behind it, digits stand alone."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-    tokenizer = Tokenizer(models.BPE(unk_token='<unk>'))
-    tokenizer.normalizer = normalizers.Replace(' ', '\u2581')
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r'\d|\n|\u2581?[^\u2581\d\n;,:]+|[;,:]'), 'isolated')
-    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=['<pad>', '<eos>', '<bos>', '<unk>'])
-    corpus = [P.prompt(task, range(i, i + 9)) for task in TASKS for i in range(-1, 250, 5)]
-    tokenizer.train_from_iterator([*corpus, '\n', ' -1'], trainer)
-    path = tmp_path_factory.mktemp('bpe') / 'tokenizer.json'
-    tokenizer.save(str(path))
-    return tokenizer, str(path), tokenizer.get_vocab_size()
-
 
 @pytest.mark.parametrize('told', ('tokenizer', 'hashes'))
 def test_pieces_are_the_whole_prompt(told, bpe):
@@ -293,14 +299,23 @@ def data_dir(tmp_path_factory):
 
 
 @BOTH
-def test_a_run_on_sentences(pi05, data_dir, tmp_path):
-    """train.py takes the sentences from the data; its checkpoint acts alone, and is where another begins."""
+def test_a_run_on_sentences(pi05, data_dir, tmp_path, bpe):
+    """
+    train.py takes the sentences from the data; its checkpoint acts without the tokenizer, goes on without it,
+    and is where another run begins. Their tokens: of pi0 by hashes, of pi05 by a tokenizer.
+    """
     decided = 'tasks', 'height', 'width', 'action_dim', 'state_dim'              # by the data
     small = {key: value for key, value in P.SMALL.items() if key not in decided}
-    flags = [f'--{key}={value}' for key, value in (small | {'tokenizer_max_length': 32}).items()]
+    file = shutil.copyfile(bpe[1], tmp_path / 'tokenizer.json')
+    if pi05:
+        small |= {'tokenizer': file, 'vocab_size': bpe[2]}
+    flags = [f'--{key}={value}' for key, value in (small | {'tokenizer_max_length': 64}).items()]
     common = ['train.py', '--model=pi0', '--dataset=told', f'--data_dir={data_dir}', '--device=cpu',
               '--batch_size=4', '--val_batches=1', f'--pi05={pi05}', *flags]
-    script(*common, f'--out_dir={tmp_path}/a', '--max_steps=3', '--ema_decay=0.9')
+    script(*common, f'--out_dir={tmp_path}/a', '--max_steps=2', '--ema_decay=0.9')
+    script(*common, f'--out_dir={tmp_path}/b', '--max_steps=1', '--lr=0', f'--init_from={tmp_path}/a')
+    file.unlink()
+    script(*common, f'--out_dir={tmp_path}/a', '--max_steps=3', '--ema_decay=0.9', '--resume=True')
     model, meta = checkpoint.load(tmp_path / 'a')
     assert model.cfg.tasks == ('go left', 'go right') and model.cfg.cameras == ('top',)
     name = 'action_q99' if pi05 else 'action_mean'
@@ -309,9 +324,13 @@ def test_a_run_on_sentences(pi05, data_dir, tmp_path):
     assert model.act(batch).shape == (2, 8, 2)
     said, _ = script('eval.py', f'--ckpt={tmp_path}/a', '--protocol=actions', '--stride=8')
     assert 0 < json.loads(said)['l1_sigma'] < 10
-    script(*common, f'--out_dir={tmp_path}/b', '--max_steps=1', '--lr=0', f'--init_from={tmp_path}/a')
+    ids = (bpe[0].encode('Task: go left, State:') if pi05 else None)
+    want = ids.ids if ids else words.hashed('go left\n', 4096, {})
+    assert model.text[0][:len(want) + 2].tolist() == [2, *want, -1]
+    assert meta['step'] == 3 and model.hashed == (not pi05)
     other, _ = checkpoint.load(tmp_path / 'b')
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters()))
+    first, _ = checkpoint.load(f'{tmp_path}/a/step_0000002')
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), other.parameters()))
     assert meta['params'] == sum(p.numel() for p in model.parameters())
 
 
@@ -326,3 +345,10 @@ def test_quantiles_that_the_data_lack(data_dir, tmp_path):
     _, errors = script('train.py', '--model=pi0', '--dataset=told', f'--data_dir={tmp_path}/data',
                        '--pi05=True', f'--out_dir={tmp_path}/out', '--device=cpu', code=2)
     assert 'is damaged (stats: state has no q01)' in one_line(errors)
+
+
+def test_importing_is_cheap():
+    """Neither of the packages that could read words is loaded before it is asked for."""
+    code = 'import sys, pi0, smolvla; print({"tokenizers", "transformers"} & {*sys.modules})'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == 'set()'

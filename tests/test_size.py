@@ -20,17 +20,18 @@ BUDGET = {              # lines, comments and blanks included
     'act.py': 495,
     # 480, and LeRobot's folders, what it keeps of LeRobot, a line per mistake; what is of a micro-batch
     'diffusion_policy.py': 535,
-    'pi0.py': 680, 'smolvla.py': 600, 'cem.py': 160, 'arx5_export.py': 180,
-    'words.py': 65,             # sentences by a tokenizer, or without
+    'pi0.py': 680, 'smolvla.py': 625,  # 600, and a mark on each of its 16 copies
+    'cem.py': 160, 'arx5_export.py': 180,
+    'words.py': 80,             # sentences by a tokenizer, or without
     'vision.py': 205,           # ResNet-18 under our names and under published ones
     'metrics.py': 510,          # five networks beside the scores that look through them
     'vae.py': 435,              # two nets, encoder and decoder each, and five layouts of their files
     'imf_policy.py': 560,  # kept, mended, left out of two papers: a line each; three objectives, 525 before
     'train.py': 635,  # every key has its range, every stop its way to end; refresh; 420 before unpacking
     'configurator.py': 250,     # owners of keys, a line for a config of another script, one for LeRobot's
-    'contract.py': 245,         # what a model file lacks, said whole before the run; which protocol judges
+    'contract.py': 250,         # what a model file lacks, said whole before the run; sentences; who judges
     # damage of every file in one line, weights to start from, optimizer state by name, files from elsewhere
-    'checkpoint.py': 540,       # and what LeRobot saves, in two layouts, of five policies
+    'checkpoint.py': 580,       # and what LeRobot saves, in two layouts, of five policies
     'eval.py': 130,
     'play.py': 300,             # two worlds, a terminal or none, planning, and what a newcomer stumbled over
     'sample.py': 188,           # eight kinds of pictures, each with the keys it takes; latents too
