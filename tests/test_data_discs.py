@@ -298,3 +298,14 @@ def test_the_protocol_plays_the_four_suites(monkeypatch, deaf):
     row = result['envs']['told']
     assert row['cap'] == row['steps'] == 40 and row['rivals'].keys() == {'listens', 'random', 'still'}
     assert row['rivals']['listens'] == 1 and row['minus_best'] == pytest.approx(wins['told'] - 1)
+
+
+@pytest.mark.parametrize('config', ['pi0', 'pi05', 'smolvla'])
+def test_models_that_read_train_and_play(folder, tmp_path, config):
+    """A step of each config on sentences of the data, then all four questions in the simulator."""
+    out = tmp_path / 'out'
+    script('train.py', f'config/discs_{config}_cpu.py', f'--data_dir={folder.parent}', f'--out_dir={out}',
+           '--max_steps=1', '--batch_size=4', '--val_batches=1', '--device=cpu')
+    result = json.loads(script('eval.py', f'--ckpt={out}', '--episodes=2', '--timed=1')[0])
+    assert {*result['envs']} == {'told', 'held_out', 'other', 'constant'}
+    assert result['calls_per_action'] == 10 / 8

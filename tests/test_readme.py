@@ -43,7 +43,7 @@ def of_python(text):
 CALLS = sorted({(name, tuple(args)) for text in GUIDES.values() for name, args in of_python(text)})
 # these take no flags
 WITHOUT_HELP = {'nanowm.py', 'arx5_gpt.py', 'remdm.py', 'imf_policy.py', 'act.py', 'diffusion_policy.py',
-                'arx5_export.py', 'logger.py', 'tests/golden.py', 'tests/figures.py'}
+                'pi0.py', 'smolvla.py', 'arx5_export.py', 'logger.py', 'tests/golden.py', 'tests/figures.py'}
 HELP = {}
 
 
@@ -57,7 +57,7 @@ def help_of(name, args):
 def more_keys(name):
     """Keys that --help shows only beside a config, a checkpoint or a protocol."""
     models = [importlib.import_module(model) for model in
-              ('nanowm', 'arx5_gpt', 'remdm', 'imf_policy', 'act', 'diffusion_policy')]
+              ('nanowm', 'arx5_gpt', 'remdm', 'imf_policy', 'act', 'diffusion_policy', 'pi0', 'smolvla')]
     if name == 'train.py':
         return '\n' + '\n'.join(f'  {key}' for M in models for key in vars(M.Config()))
     if name not in ('eval.py', 'sample.py'):

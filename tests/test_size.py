@@ -11,7 +11,7 @@ WIDTH = 110             # of a line of code, comment or test
 BUDGET = {              # lines, comments and blanks included
     'README.md': 150,
     'docs/nanowm.md': 210,      # latents, scores and published weights beside what was measured
-    'docs/[!n]*.md': 140,       # 120, and comparisons in three worlds, or at equal steps and equal time; a snippet
+    'docs/[!n]*.md': 140,       # 120, and comparisons in three worlds, at equal steps and equal time; code
     'nanowm.py': 865,  # switches for real video and for what is rare; a sampler that keeps what it knows
     'nanowm_published.py': 305,  # two layouts, a reader of their settings, a line for all that may be wrong
     'muon.py': 75,
