@@ -9,6 +9,7 @@ Dream: load a trained model, let it imagine, draw it.
     python sample.py --ckpt=out/g1_act                          a policy beside recordings, under their frames
     python sample.py --ckpt=out/minihack_dagger --env=ENV       a planner: an episode beside its plan
     python sample.py --ckpt=out/pusht_imf --versus=out/other    a policy: the same start, beside another run
+    python sample.py --ckpt=out/discs_pi0_cpu                   one that reads: the same start, four sentences
 
 Pictures land in samples/ of the run unless --out says otherwise. Keys of the model that only sampling uses
 can be given too, such as --sample_steps=2: `--ckpt=... --help` lists them.
@@ -61,7 +62,8 @@ KINDS = {'strips.gif': (6, 16, 'n_clips length n_context stride fps scale'),
          'curves.png': (1, 150, 'length n_context'),
          'actions.png': (2, 150, 'n_clips length'),
          'episode.gif': (1, 0, 'env length fps scale'),
-         'side.gif': (1, 0, 'versus env length fps')}
+         'side.gif': (1, 0, 'versus env length fps'),
+         'sentences.gif': (1, 0, 'length fps')}
 LIMITS = {'n_clips': (0, 64), 'length': (0, 10_000), 'n_context': (0, 10_000), 'futures': (0, 64),
           'stride': (1, 10_000), 'seed': (0, 2**63 - 1), 'scale': (0, 64), 'fps': (0, 50)}
 
@@ -82,6 +84,8 @@ def possible(model, reads, meta, versus, futures):
             sys.exit('the model has no .rollout and no .act')
         if not hasattr(file_of(model), 'SIMULATOR') and not meta.get('env'):
             return ['actions.png']
+        if getattr(model.cfg, 'tasks', ()) and hasattr(simulator(meta), 'askable'):
+            return ['sentences.gif', 'actions.png']
         return ['episode.gif'] if hasattr(model, 'plans') else ['side.gif'] + ['actions.png'] * bool(reads)
     if 'state' in reads:
         looks = hasattr(simulator(meta), 'draw')
@@ -129,6 +133,10 @@ if __name__ == '__main__':
             sys.exit(f'--{key}={told[key]} means nothing to {kinds[ending]}, which takes {takes}')
     K, kind = length or frames, kinds[ending].partition('.')[0]
 
+    if kind == 'sentences':
+        world_file = simulator(meta)
+        best = draw_env.sentences(out, model, world_file, world_file.SEED + seed, length, fps)
+        sys.exit(print(f'{out}: there at the end, after {sum(best.values()):.0f} of {len(best)} sentences'))
     if kind in ('episode', 'side'):                                  # no recorded clips are needed
         world_file = simulator_of(M, folder)
         name = env or next(iter(world_file.SUITES.values()))[0]

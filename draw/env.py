@@ -3,6 +3,7 @@ Who acts, in the simulator.
 
     episode     a planner: the world, and below it the plan as it is filled in (`model.plans`), carried out
     side        policies beside each other from the same start, and in the picture where each wants to go
+    sentences   one policy from the same start, told several sentences
 """
 import time
 from collections import deque
@@ -114,11 +115,27 @@ def side(path, models, world_file, name, seed, length=0, fps=0):
     many = getattr(model.cfg, 'num_train_steps', 0)
     if len(runs) == 1 and many > getattr(model, 'calls', many):
         runs.append(acted('the same', model, {'steps': many}, world_file, name, seed, length))
-    frames = [np.concatenate([frames[min(i, len(frames) - 1)] for frames, _ in runs], 1)
-              for i in range(max(len(frames) for frames, _ in runs))]
-    fps = fps or 2 * world_file.FPS
-    gif(path, np.stack([*frames, *frames[-1:] * fps]), 1 / fps)
+    film(path, runs, len(runs), fps or 2 * world_file.FPS)
     return [best for _, best in runs]
+
+
+def sentences(path, model, world_file, seed, length=0, fps=0):
+    """The sentences that the world knows about the board `seed`, two in a row. -> their rewards"""
+    told = world_file.askable(seed)
+    runs = [acted(f'"{sentence}"' + ', never trained' * new, model, {}, world_file, sentence, seed, length)
+            for sentence, new in told.items()]
+    film(path, runs, 2, fps or world_file.FPS)
+    return {sentence: best for sentence, (_, best) in zip(told, runs)}
+
+
+def film(path, runs, across, fps):
+    """runs [(frames, _)], so many in a row; who is done first waits, and all of them at the end."""
+    rows = []
+    for i in range(max(len(frames) for frames, _ in runs)):
+        panels = [frames[min(i, len(frames) - 1)] for frames, _ in runs]
+        rows.append(np.concatenate([np.concatenate(panels[k:k + across], 1)
+                                    for k in range(0, len(panels), across)]))
+    gif(path, np.stack([*rows, *rows[-1:] * fps]), 1 / fps)
 
 
 def acted(title, model, how, world_file, name, seed, length):
@@ -132,13 +149,16 @@ def acted(title, model, how, world_file, name, seed, length):
         began = time.perf_counter()
         chunk = model.act(stacked([past]), generators=[generator], **how)[0].cpu().numpy()
         took = 1e3 * (time.perf_counter() - began) / len(chunk)
+        places = world_file.way(env, chunk) if hasattr(world_file, 'way') else chunk
         calls = f', {model.calls} call{"s" * (model.calls > 1)}' if hasattr(model, 'calls') else ''
         for i, action in enumerate(chunk):
             obs, reward, terminated, truncated, _ = env.step(action)
             past.append(obs)
             best = max(best, reward)
             text = f'{title}{calls}, {took:.1f} ms per action | best {best:.2f}'
-            frames.append(np.concatenate([words(text, 24, PANEL), targets(env.render(), chunk, i)]))
+            if title[0] == '"':                          # what it was told is all that differs
+                text = title
+            frames.append(np.concatenate([words(text, 24, PANEL), targets(env.render(), places, i)]))
             bar.update()
             over = terminated or truncated or env.steps >= (length or env.cap)
             if over:
@@ -148,7 +168,7 @@ def acted(title, model, how, world_file, name, seed, length):
 
 
 def targets(picture, chunk, done):
-    """A picture (512, 512, 3) with the targets of a chunk (n, 2) px in it, those that are done hollow."""
+    """A picture (S, S, 3) with the targets of a chunk (n, 2) px in it, those that are done hollow."""
     from PIL import Image, ImageDraw
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)

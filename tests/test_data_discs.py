@@ -1,5 +1,6 @@
 """data/discs: who reads the sentence wins, who does not is at chance; what is held out is never shown."""
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -240,6 +241,21 @@ def test_moves():
     assert picture.shape == (256, 256, 3) and picture.dtype == np.uint8
 
 
+def test_what_can_be_said_of_a_board():
+    """Two sentences about each disc, one of them never trained, and the way of the hand over the picture."""
+    for seed in range(50):
+        env = E.make_env('told')
+        env.reset(seed=seed)
+        told = E.askable(seed)
+        colours = [[*E.COLOURS][colour] for colour in env.colours]
+        assert list(told.values()) == [False, True, False, True]
+        assert all(colour in sentence.split() for sentence, colour in zip(told, np.repeat(colours, 2)))
+        assert all((E.SENTENCES.index(sentence) in E.HELD_OUT) == new for sentence, new in told.items())
+    places = E.way(env, np.array([[0.05, 0.0], [0.0, 0.9]]))
+    first = np.clip(env.hand + [0.05, 0], 0, 1)
+    assert np.allclose(places, [first * E.ZOOM, np.clip(first + [0, E.STEP], 0, 1) * E.ZOOM])
+
+
 def test_rivals():
     """192 boards: reading wins all, chance half; obeying the wrong sentence loses all."""
     players, boards = E.rivals(), range(E.SEED, E.SEED + 192)
@@ -309,3 +325,5 @@ def test_models_that_read_train_and_play(folder, tmp_path, config):
     result = json.loads(script('eval.py', f'--ckpt={out}', '--episodes=2', '--timed=1')[0])
     assert {*result['envs']} == {'told', 'held_out', 'other', 'constant'}
     assert result['calls_per_action'] == 10 / 8
+    said, _ = script('sample.py', f'--ckpt={out}', '--length=9', f'--out={tmp_path}/a.gif')
+    assert re.fullmatch(r'.*a\.gif: there at the end, after \d of 4 sentences\n', said)

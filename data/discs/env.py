@@ -92,6 +92,22 @@ def sentence(colour, rng):
     return int(rng.choice([row for row in rows if row not in HELD_OUT]))
 
 
+def askable(seed):
+    """{sentence: is it of those that were never trained}: two about each of the discs on this board."""
+    _, _, colours = make_env().deal(seed)
+    rows = [row for colour in colours for row in (len(WORDINGS) * colour + (colour == 0), HELD_OUT[colour])]
+    return {SENTENCES[row]: row in HELD_OUT for row in rows}
+
+
+def way(env, moves):
+    """Where the hand of this board would be after each of the moves (n, 2): px of `render`."""
+    places, hand = [], env.hand
+    for move in moves:
+        hand = moved(hand, move)
+        places.append(hand * ZOOM)
+    return places
+
+
 def length(way):
     return float(np.hypot(*way))
 
@@ -134,9 +150,8 @@ class Discs(gymnasium.Env):
             'task': gymnasium.spaces.Discrete(len(SENTENCES))})
 
     def reset(self, seed=None, options=None):
-        super().reset(seed=seed)
+        self.hand, self.places, self.colours = self.deal(seed)
         rng = self.np_random
-        self.hand, self.places, self.colours = board(rng)
         mine, other = (int(colour) for colour in self.colours)
         self.goal = self.places[0]
         if self.name == 'constant':
@@ -151,6 +166,11 @@ class Discs(gymnasium.Env):
             self.task = sentence(other if self.name == 'other' else mine, rng)
         self.steps, self.over = 0, False
         return self.observation(), self.info()
+
+    def deal(self, seed=None):
+        """hand, places, colours of this seed, or of the next board."""
+        super().reset(seed=seed)
+        return board(self.np_random)
 
     def observation(self):
         image = picture(self.hand[None], self.places, self.colours)[0]
