@@ -6,19 +6,21 @@ Black et al. 2024, arXiv 2410.24164; pi05 = True: Physical Intelligence 2025, ar
 openpi build them; published weights go in key by key (`KEYS`). a is a chunk of actions, e Gaussian noise, and
 t = 1 is noise, t = 0 data:
 
-    training    x_t = t e + (1 - t) a,   t = 0.999 Beta(1.5, 1) + 0.001, so mostly near the noise
-                loss: mean of |velocity(x_t, t, seen) - (e - a)|^2
-    sampling    x = e;  for t = 1, 0.9, ... 0.1:  x <- x - 0.1 velocity(x, t, seen)
+    training    x_t = t e + (1 - t) a,   t = 0.999 Beta(1.5, 1) + 0.001, so more often near the noise
+                loss: mean of |velocity(x_t, t, cache) - (e - a)|^2 over the numbers of the robot
+    sampling    x = e;  for t = 1, 0.9, ... 0.1:  x <- x - 0.1 velocity(x, t, cache)
 
     pictures    SigLIP -> projector: 256 tokens each      text     PaliGemma's embeddings, times sqrt(width)
     state       a linear layer: 1 token (pi05: no token, its numbers are words of the text)
-    actions     a linear layer of x_t with t (pi05: x_t alone, and t scales, shifts and gates every layer)
+    actions     a linear layer of x_t, an MLP with t (pi05: instead t scales, shifts and gates every norm)
+    units       mean 0, std 1 (pi05: 98 % of the numbers in -1..1); prompts of up to 48 tokens (pi05: 200)
 
     who sees     pictures   text   state   actions
     pictures        x        x       .        .        the VLM: 18 layers of Gemma 2B
     text            x        x       .        .
     state           x        x       x        .        the expert: 18 layers of width 1024; layer i reads the
     actions         x        x       x        x        keys and values of layer i of all that it sees
+A row looks at the columns with an x, both ways within a block: nothing is causal.
 
 Nothing sees what follows, so nothing of it needs to be there: `Model.encode` runs pictures and text through
 the VLM, then the state through the expert, and keeps their keys and values. `Model.velocity` runs the actions
@@ -27,7 +29,7 @@ ends with keys and values (`dead`).
 
 Shapes: B samples, N tokens, T = chunk_size actions, 32 = max_action_dim numbers in each, zeros behind those
 of the robot. image.<camera> (B, 1, 3, H, W) uint8, state (B, 1, S), task (B, 1) the number of a sentence,
-action (B, T, A). Read first `Layer`, then `encode`, `velocity`, `forward`.
+action (B, T, A). Read first `Layer`, `Stack`, then `encode`, `velocity`, `forward`.
 
 Paper says                                      code does (openpi, LeRobot, here)
     time runs from noise 0 to data 1                the other way round, as above
@@ -37,7 +39,8 @@ Nobody masks actions beyond the end of an episode: they repeat the last one and 
 openpi draws crops, turns and colours in training; LeRobot and we do not.
 
 Parameters, millions: vision 412, projector 2, VLM 2,399 (words 527), expert 311, the rest 3 (pi05: 428, 2):
-3,128,992,528 (pi05: 3,244,377,872). A sample of three cameras costs 4.2 TFLOP to act on, 11.5 to train on.
+3,128,992,528 (pi05: 3,244,377,872). With three cameras pi0 takes 4.2 TFLOP to act (vision 0.7, VLM 3.2, ten
+steps 0.4) and 11.5 to train on a sample; pi0.5 4.8 and 13.4.
 """
 import math
 import re
@@ -79,16 +82,16 @@ class Config:
     empty_cameras: int = 0        # LeRobot's masked pictures: they change nothing, so here none is computed
     tokenizer: str = ''           # tokenizer.json of PaliGemma; '': words by a hash, to train from scratch
     tokenizer_max_length: int = 0            # tokens in a prompt; 0: 48, pi05 200
-    max_state_dim: int = 32       # numbers in the state, behind zeros
+    max_state_dim: int = 32       # room for the state, filled up with zeros
     # the chunk
     chunk_size: int = 50          # actions, T
     n_action_steps: int = 50      # actions carried out before it looks again
-    max_action_dim: int = 32      # numbers in an action, behind zeros
+    max_action_dim: int = 32      # room for an action, filled up with zeros
     drop_n_last_frames: int = 0   # at the end of an episode, where no chunk begins
     # time
     num_inference_steps: int = 10            # calls of the expert per chunk
     time_sampling_beta_alpha: float = 1.5    # t = offset + scale Beta(alpha, beta)
-    time_sampling_beta_beta: float = 1.0     # 1 falls to no end
+    time_sampling_beta_beta: float = 1.0     # 1: the density grows up to t = 1
     time_sampling_scale: float = 0.999       # so that t stays ...
     time_sampling_offset: float = 0.001      # ... above 0
     min_period: float = 0.004     # of the sinusoids of t
@@ -96,15 +99,15 @@ class Config:
     # training
     draws: int = 1                # of noise and time per observation, which is encoded once; published: 1
     freeze_vision_encoder: bool = False      # SigLIP keeps its weights
-    train_expert_only: bool = False          # SigLIP, projector and VLM do
+    train_expert_only: bool = False          # SigLIP, projector, embeddings and VLM keep theirs
     gradient_checkpointing: bool = False     # compute layers again instead of keeping what is in them
     # the data: meta.json decides
-    tasks: tuple = ()             # sentences; (): the data have none, and the prompt is empty
+    tasks: tuple = ()             # sentences; (): the data have none, the prompt is a line break
     cameras: tuple = ('top',)     # image.<camera>; their order counts
     height: int = 224             # px
     width: int = 224              # px
-    action_dim: int = 7           # units of the data
-    state_dim: int = 7            # units of the data
+    action_dim: int = 7           # numbers in an action of the robot
+    state_dim: int = 7            # numbers in its state
 
     n_action = property(lambda self: self.n_action_steps)            # the name that protocols/ know for it
 
@@ -167,7 +170,7 @@ def windows(cfg):
 
 
 def example(cfg, batch_size):
-    """A random batch with all that forward wants."""
+    """A random batch, as train.py gives them."""
     batch = {'mask': torch.ones(batch_size, cfg.chunk_size, dtype=bool)}
     for key, offsets in windows(cfg).items():
         if key.startswith('image.'):
@@ -211,8 +214,8 @@ def resize_with_pad(image, size):
 
 
 def waves(t, C, low, high):
-    """Times (B,) -> (B, C): sines, then cosines, of periods from low to high, as a ratio apart."""
-    # float32 loses 1e-4 of the fastest angle, 1570; mps has nothing better
+    """Times (B,) -> (B, C): sines, then cosines, of periods from low to high, evenly apart in their logs."""
+    # the fastest angle reaches 1570, where float32 errs by 1e-4; mps has nothing better
     exact = torch.float32 if t.device.type == 'mps' else torch.float64
     period = low * (high / low) ** torch.linspace(0, 1, C // 2, dtype=exact, device=t.device)
     angle = t[:, None].to(exact) * (2 * math.pi / period)
@@ -359,7 +362,8 @@ class Stack(nn.Module):
 
     def forward(self, x, real, cache=None, cond=None, answer=True):
         past, seen = cache or ([None] * len(self.layers), real[:, :0])
-        place, kept = seen.sum(1, keepdim=True) + real.cumsum(1) - 1, []     # what is not real has no place
+        place = seen.sum(1, keepdim=True) + real.cumsum(1) - 1       # what is not real takes no place
+        kept = []
         seen = torch.cat([seen, real], 1)
         turn, mask = rotation(place, self.layers[0].d), seen[:, None, None]
         x = x.float()                                    # under autocast the sum of all layers stays exact
@@ -501,7 +505,7 @@ class Model(nn.Module):
         return self.action_time_mlp_out(F.silu(self.action_time_mlp_in(both))), None
 
     def velocity(self, x, t, cache):
-        """Noisy actions x (B, T, 32), times t (B,), what `encode` gave -> where x moves, e - a (B, T, 32)."""
+        """Noisy actions x (B, T, 32), times t (B,), what `encode` gave -> its guess of e - a (B, T, 32)."""
         x, cond = self.suffix(x, t)
         real = torch.ones_like(x[..., 0], dtype=torch.bool)
         return self.action_out_proj(self.expert(x, real, cache, cond)[0]).float()
@@ -515,10 +519,11 @@ class Model(nn.Module):
 
     def errors(self, batch):
         """Squared errors (draws B, T, 32) of all numbers, padded ones too."""
-        cfg, (kv, seen), D = self.cfg, self.encode(batch), self.cfg.draws
+        cfg, D = self.cfg, self.cfg.draws
+        kv, seen = self.encode(batch)                    # once, for all draws
         a = self.normalise(batch['action'], 'action').repeat(D, 1, 1)
         a = F.pad(a, (0, cfg.max_action_dim - cfg.action_dim))
-        if D > 1:                                        # the dear part was computed once
+        if D > 1:
             kv, seen = [[x.repeat(D, 1, 1, 1) for x in pair] for pair in kv], seen.repeat(D, 1)
         e = batch['noise'] if 'noise' in batch else torch.randn_like(a)
         t = batch['t'] if 't' in batch else self.times(len(a), a.device)
@@ -547,6 +552,8 @@ class Model(nn.Module):
         """
         cfg, device = self.cfg, self.action_in_proj.weight.device
         task = obs.get('task')
+        if task is None and len(self.text) > 1:
+            raise ValueError(f'task: which of the {len(self.text)} sentences? want (B, 1), its number')
         if task is not None and not 0 <= int(task.min()) <= int(task.max()) < len(self.text):
             raise ValueError(f'task: {int(task.min())}..{int(task.max())}, of {len(self.text)} sentences')
         if (self.text[:, 0] < 0).any():

@@ -1,18 +1,19 @@
 """
 SmolVLA: half of a small vision-language model looks and reads once; beside it a smaller transformer, the
-action expert, turns noise into a chunk of actions in ten steps. By default only that one learns.
+action expert, turns noise into a chunk of actions in ten steps. By default the expert learns, and the small
+layers of state, actions and time; the VLM does not.
 
 Shukor et al. 2025, arXiv 2506.01844, as LeRobot builds it; published weights go in key by key (`KEYS`). a is
 a chunk of actions, e Gaussian noise, t = 1 is noise, t = 0 data; what pi0.py has too is marked:
 
-    training    x_t = t e + (1 - t) a,   t = 0.999 Beta(1.5, 1) + 0.001, so mostly near the noise
-                loss: mean of |velocity(x_t, t, seen) - (e - a)|^2 over real actions
-    sampling    x = e;  for t = 1, 0.9, ... 0.1:  x <- x - 0.1 velocity(x, t, seen)
+    training    x_t = t e + (1 - t) a,   t = 0.999 Beta(1.5, 1) + 0.001, so more often near the noise
+                loss: mean of |velocity(x_t, t, cache) - (e - a)|^2 over real actions
+    sampling    x = e;  for t = 1, 0.9, ... 0.1:  x <- x - 0.1 velocity(x, t, cache)
 
-    pictures    a ViT -> 4 x 4 patches in one row -> connector: 64 tokens each, times sqrt(width)
+    pictures    a ViT's 32 x 32 patches, 4 x 4 in one row -> connector: 64 tokens each, times sqrt(width)
     text        the VLM's embeddings, times sqrt(width)
     state       a linear layer: 1 token of the VLM
-    actions     a linear layer of x_t with t: tokens of the expert
+    actions     a linear layer of x_t, then an MLP with t: tokens of the expert
 
     who sees     pictures   text   state   actions
     pictures        x        x       .        .        the VLM: the first 16 of SmolLM2's 32 layers
@@ -24,9 +25,9 @@ Layers 0, 2, ... of the expert let actions look at the VLM's keys and values of 
 backwards. In layers 1, 3, ... they look at the VLM alone: its keys, RoPE and all, go through a linear layer,
 its values through another, and the actions count their places from 0.
 
-Nothing sees what follows: `Model.encode` runs pictures and text through the VLM, then the state, and keeps
-keys and values, those of layers 1, 3, ... in the expert's version. `Model.velocity` runs the actions over
-these. With a frozen VLM nothing is remembered for the gradient but the state's one token.
+Pictures and text see nothing of what follows: `Model.encode` runs them through the VLM, then the state, and
+keeps keys and values, those of layers 1, 3, ... in the expert's version. `Model.velocity` runs the actions
+over these. With a frozen VLM nothing of it is remembered for the gradient but the state's one token.
 
 Shapes: B samples, N tokens, T = chunk_size actions, 32 = max_action_dim numbers in each, zeros behind those
 of the robot. image.<camera> (B, 1, 3, H, W) uint8, state (B, 1, S), task (B, 1) the number of a sentence,
@@ -81,18 +82,18 @@ class Config:
     scale_factor: int = 4         # patches on a side of what becomes one token
     vocab_size: int = 49280       # tokens that the VLM knows
     expert_width_multiplier: float = 0.75    # width of the expert / that of the VLM
-    attention_mode: str = 'cross_attn'       # as above | self_attn: all layers are as layer 0
-    self_attn_every_n_layers: int = 2        # cross_attn: they do in every n-th
+    attention_mode: str = 'cross_attn'       # as above | self_attn: actions see each other in all layers
+    self_attn_every_n_layers: int = 2        # cross_attn: only in every n-th, from 0 on
     # what is seen
     image_resolution: tuple = (512, 512)     # px, what pictures are scaled to; a square
     empty_cameras: int = 0        # LeRobot's masked pictures: they change nothing, so here none is computed
     tokenizer: str = ''           # tokenizer.json of SmolVLM2; '': words by a hash, to train from scratch
     tokenizer_max_length: int = 48           # tokens in a prompt
-    max_state_dim: int = 32       # numbers in the state, behind zeros
+    max_state_dim: int = 32       # room for the state, filled up with zeros
     # the chunk
     chunk_size: int = 50          # actions, T
     n_action_steps: int = 50      # actions carried out before it looks again
-    max_action_dim: int = 32      # numbers in an action, behind zeros
+    max_action_dim: int = 32      # room for an action, filled up with zeros
     drop_n_last_frames: int = 0   # at the end of an episode, where no chunk begins
     # time
     num_steps: int = 10           # calls of the expert per chunk
@@ -101,16 +102,16 @@ class Config:
     # training
     draws: int = 1                # of noise and time per observation, which is encoded once; published: 1
     freeze_vision_encoder: bool = True       # the ViT keeps its weights
-    train_expert_only: bool = True           # ViT, connector and VLM do
+    train_expert_only: bool = True           # ViT, connector, embeddings and VLM keep theirs
     train_state_proj: bool = True            # else so does the layer of the state
     gradient_checkpointing: bool = False     # compute layers again instead of keeping what is in them
     # the data: meta.json decides
-    tasks: tuple = ()             # sentences; (): the data have none, and the prompt is empty
+    tasks: tuple = ()             # sentences; (): the data have none, the prompt is a line break
     cameras: tuple = ('top',)     # image.<camera>; their order counts
     height: int = 512             # px
     width: int = 512              # px
-    action_dim: int = 6           # units of the data
-    state_dim: int = 6            # units of the data
+    action_dim: int = 6           # numbers in an action of the robot
+    state_dim: int = 6            # numbers in its state
 
     n_action = property(lambda self: self.n_action_steps)            # the name that protocols/ know for it
 
@@ -174,7 +175,7 @@ def windows(cfg):
 
 # same as pi0.py
 def example(cfg, batch_size):
-    """A random batch with all that forward wants."""
+    """A random batch, as train.py gives them."""
     batch = {'mask': torch.ones(batch_size, cfg.chunk_size, dtype=bool)}
     for key, offsets in windows(cfg).items():
         if key.startswith('image.'):
@@ -206,8 +207,8 @@ def shuffled(x, s):
 
 # same as pi0.py
 def waves(t, C, low, high):
-    """Times (B,) -> (B, C): sines, then cosines, of periods from low to high, as a ratio apart."""
-    # float32 loses 1e-4 of the fastest angle, 1570; mps has nothing better
+    """Times (B,) -> (B, C): sines, then cosines, of periods from low to high, evenly apart in their logs."""
+    # the fastest angle reaches 1570, where float32 errs by 1e-4; mps has nothing better
     exact = torch.float32 if t.device.type == 'mps' else torch.float64
     period = low * (high / low) ** torch.linspace(0, 1, C // 2, dtype=exact, device=t.device)
     angle = t[:, None].to(exact) * (2 * math.pi / period)
@@ -467,7 +468,7 @@ class Model(nn.Module):
         return self.action_time_mlp_out(F.silu(self.action_time_mlp_in(both)))
 
     def velocity(self, x, t, cache):
-        """Noisy actions x (B, T, 32), times t (B,), what `encode` gave -> where x moves, e - a (B, T, 32)."""
+        """Noisy actions x (B, T, 32), times t (B,), what `encode` gave -> its guess of e - a (B, T, 32)."""
         x = self.suffix(x, t)
         real = torch.ones_like(x[..., 0], dtype=torch.bool)
         return self.action_out_proj(self.expert(x, real, cache, causal=True)[0]).float()
@@ -480,10 +481,11 @@ class Model(nn.Module):
     # same as pi0.py
     def errors(self, batch):
         """Squared errors (draws B, T, 32) of all numbers, padded ones too."""
-        cfg, (kv, seen), D = self.cfg, self.encode(batch), self.cfg.draws
+        cfg, D = self.cfg, self.cfg.draws
+        kv, seen = self.encode(batch)                    # once, for all draws
         a = self.normalise(batch['action'], 'action').repeat(D, 1, 1)
         a = F.pad(a, (0, cfg.max_action_dim - cfg.action_dim))
-        if D > 1:                                        # the dear part was computed once
+        if D > 1:
             kv, seen = [[x.repeat(D, 1, 1, 1) for x in pair] for pair in kv], seen.repeat(D, 1)
         e = batch['noise'] if 'noise' in batch else torch.randn_like(a)
         t = batch['t'] if 't' in batch else self.times(len(a), a.device)
@@ -515,6 +517,8 @@ class Model(nn.Module):
         """
         cfg, device = self.cfg, self.action_in_proj.weight.device
         task = obs.get('task')
+        if task is None and len(self.text) > 1:
+            raise ValueError(f'task: which of the {len(self.text)} sentences? want (B, 1), its number')
         if task is not None and not 0 <= int(task.min()) <= int(task.max()) < len(self.text):
             raise ValueError(f'task: {int(task.min())}..{int(task.max())}, of {len(self.text)} sentences')
         if (self.text[:, 0] < 0).any():
