@@ -53,7 +53,8 @@ BUDGET = {              # lines, comments and blanks included
     'data/minihack/boulders.py': 225,
     'data/clips/actions.py': 160, 'data/clips/reader.py': 85,
     'data/lerobot/reader.py': 285,      # three versions, films and PNG, each mistake of a set in one line
-    'data/lerobot/command.py': 215,     # 68 arguments, defaults, and a reason where one has no effect
+    # 215, five policies instead of two; a kind that only the weights tell; what 0.4.4 does otherwise
+    'data/lerobot/command.py': 290,     # 101 arguments, defaults, and a reason where one has no effect
     'data/*/env.py': 380,
     'data/minihack/oracles.py': 265, 'data/minihack/play.py': 75, 'data/minihack/pixels.py': 120,
     'data/[!l]*/readme.md': 25, 'data/lerobot/readme.md': 38,     # two kinds of model
