@@ -677,6 +677,8 @@ OF = {kind: f'--policy.type={kind} --dataset.root=x' for kind in KINDS}
     ('pi0', '--policy.num_steps=5', '--policy.num_steps=5: an argument of smolvla, not of pi0'),
     ('smolvla', '--policy.paligemma_variant=x',
      '--policy.paligemma_variant=x: an argument of pi0, not of smolvla'),
+    ('pi0', '--policy.path=a --policy.pretrained_path=b',
+     '--policy.pretrained_path=b: --policy.path says already what init_from is'),
     ('pi0', '--policy.n_obs_steps=2', '--policy.n_obs_steps=2: only 1 is possible here'),
     ('pi05', '--policy.optimizer_eps=1e-6', '--policy.optimizer_eps=1e-6: only 1e-08 is possible here'),
     ('pi0', '--policy.dtype=float16', '--policy.dtype=float16: want float32 or bfloat16'),

@@ -61,8 +61,7 @@ FIELDS['pi05'] = FIELDS['pi0']
 KEYS = {'act': TRAIN, 'diffusion': TRAIN | DIFFUSION, 'pi0': TRAIN | VLA, 'pi05': TRAIN | VLA,
         'smolvla': TRAIN | VLA | {'policy.resize_imgs_with_padding': 'image_resolution'}}
 KEYS = {kind: KEYS[kind] | {f'policy.{field}': field for field in FIELDS[kind]} for kind in KEYS}
-ONE = {'save_checkpoint': True, 'policy.n_obs_steps': 1}
-EPS = {'policy.optimizer_eps': 1e-8}
+ONE, EPS = {'save_checkpoint': True, 'policy.n_obs_steps': 1}, {'policy.optimizer_eps': 1e-8}
 FIXED = {                                                # argument: its only possible value
     'act': ONE | {'policy.vision_backbone': 'resnet18'}, 'diffusion': {'save_checkpoint': True} | EPS,
     'pi0': ONE | EPS, 'pi05': ONE | EPS,
@@ -88,10 +87,9 @@ KNOWN = {kind: KEYS[kind] | FIXED[kind] | IDLE[kind] for kind in KEYS}
 
 WORDS = {                                                # key: {their word: ours}
     'model': {'act': 'act', 'diffusion': 'diffusion_policy', 'pi0': 'pi0', 'pi05': 'pi0',
-              'smolvla': 'smolvla'},
-    'log': {'true': 'wandb', 'false': ''}, 'dtype': {'float32': 'float32', 'bfloat16': 'bfloat16'},
-    'lr_schedule': {'cosine': 'cosine', 'constant_with_warmup': 'constant'},
-    'compile': {'true': True, 'false': False}}
+              'smolvla': 'smolvla'}, 'log': {'true': 'wandb', 'false': ''},
+    'dtype': {'float32': 'float32', 'bfloat16': 'bfloat16'}, 'compile': {'true': True, 'false': False},
+    'lr_schedule': {'cosine': 'cosine', 'constant_with_warmup': 'constant'}}
 OPEN = {                                                 # what LeRobot does where a command says nothing
     'seed': 1000, 'log_every': 200, 'save_every': 20_000, 'keep': 0, 'max_steps': 100_000, 'batch_size': 8,
     'dtype': 'float32'}
@@ -266,7 +264,9 @@ def main():
         except ValueError as error:
             problems.append(f'--{name}={text}: {error}')
             continue
-        if key:
+        if key in found:
+            problems.append(f'--{name}={text}: --{found[key][1]} says already what {key} is')
+        elif key:
             found[key] = value, name
         else:
             without.append(comment(f'{name}={text}: {value}', '#     '))
