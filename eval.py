@@ -8,7 +8,7 @@ Judge a checkpoint by a protocol that its model understands: a JSON line on stdo
     python eval.py --ckpt=out/arx5_cpu --protocol=plan          drive the simulated arm by planning in it
     python eval.py --ckpt=out/arx5_cpu --dataset=arx5_contact   judge on other data
     python eval.py --ckpt=out/minihack_dagger --envs=ood        env: act in the simulator, in closed loop
-    python eval.py --ckpt=out/g1_act                            actions: beside a recording, if there is none
+    python eval.py --ckpt=out/g1_act_cpu                        actions: beside a recording, if there is none
     python eval.py --protocol=plan --help                       the keys of one protocol
 
 A protocol is a file of protocols/; its docstring says what each number means. Scores mean little alone, so

@@ -6,7 +6,7 @@ Dream: load a trained model, let it imagine, draw it.
     python sample.py --ckpt=out/minihack_wm_cpu --out=film.png  the same as a film strip, for paper
     python sample.py --ckpt=out/arx5 --versus=out/other         a robot: truth | other run | this run
     python sample.py --ckpt=out/arx5 --out=arm.png              its curves (extra: plot)
-    python sample.py --ckpt=out/g1_act                          a policy beside recordings, under their frames
+    python sample.py --ckpt=out/g1_act_cpu                      a policy beside recordings, under their frames
     python sample.py --ckpt=out/minihack_dagger --env=ENV       a planner: an episode beside its plan
     python sample.py --ckpt=out/pusht_imf --versus=out/other    a policy: the same start, beside another run
     python sample.py --ckpt=out/discs_pi0_cpu                   one that reads: the same start, four sentences

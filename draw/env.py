@@ -122,8 +122,8 @@ def side(path, models, world_file, name, seed, length=0, fps=0):
 def sentences(path, model, world_file, seed, length=0, fps=0):
     """The sentences that the world knows about the board `seed`, two in a row. -> their rewards"""
     told = world_file.askable(seed)
-    runs = [acted(f'"{sentence}"' + ', never trained' * new, model, {}, world_file, sentence, seed, length)
-            for sentence, new in told.items()]
+    runs = [acted(f'"{sentence}"' + ', never trained' * new, model, {}, world_file, sentence, seed, length,
+                  brief=True) for sentence, new in told.items()]
     film(path, runs, 2, fps or world_file.FPS)
     return {sentence: best for sentence, (_, best) in zip(told, runs)}
 
@@ -138,8 +138,8 @@ def film(path, runs, across, fps):
     gif(path, np.stack([*rows, *rows[-1:] * fps]), 1 / fps)
 
 
-def acted(title, model, how, world_file, name, seed, length):
-    """-> a frame per step, the best reward. how: keywords of .act"""
+def acted(title, model, how, world_file, name, seed, length, brief=False):
+    """-> a frame per step, the best reward. how: keywords of .act. brief: nothing but the title above."""
     env, = world_file.environments([name], **world_file.options(model.cfg))
     n_obs = getattr(model.cfg, 'n_obs', 1)
     past = deque([env.reset(seed=seed)[0]] * n_obs, n_obs)
@@ -155,9 +155,7 @@ def acted(title, model, how, world_file, name, seed, length):
             obs, reward, terminated, truncated, _ = env.step(action)
             past.append(obs)
             best = max(best, reward)
-            text = f'{title}{calls}, {took:.1f} ms per action | best {best:.2f}'
-            if title[0] == '"':                          # what it was told is all that differs
-                text = title
+            text = title if brief else f'{title}{calls}, {took:.1f} ms per action | best {best:.2f}'
             frames.append(np.concatenate([words(text, 24, PANEL), targets(env.render(), places, i)]))
             bar.update()
             over = terminated or truncated or env.steps >= (length or env.cap)

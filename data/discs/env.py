@@ -88,14 +88,19 @@ def board(rng):
 
 def sentence(colour, rng):
     """A row of SENTENCES that is trained, about this row of COLOURS."""
+    return int(rng.choice(trained(colour)))
+
+
+def trained(colour):
+    """Rows of SENTENCES that demonstrations show, about this row of COLOURS."""
     rows = range(len(WORDINGS) * colour, len(WORDINGS) * (colour + 1))
-    return int(rng.choice([row for row in rows if row not in HELD_OUT]))
+    return [row for row in rows if row not in HELD_OUT]
 
 
 def askable(seed):
     """{sentence: is it of those that were never trained}: two about each of the discs on this board."""
     _, _, colours = make_env().deal(seed)
-    rows = [row for colour in colours for row in (len(WORDINGS) * colour + (colour == 0), HELD_OUT[colour])]
+    rows = [row for colour in colours for row in (trained(colour)[0], HELD_OUT[colour])]
     return {SENTENCES[row]: row in HELD_OUT for row in rows}
 
 
