@@ -20,7 +20,7 @@ optimizer_lr_backbone = 1e-4  # its weights are random, and there are few steps
 
 batch_size = 8
 max_steps = 400
-lr = 2e-4                     # at 1e-3 all actions of a chunk become one: attention settles on one token
+lr = 2e-4                     # at 1e-3 all actions of a chunk become one (docs/act.md)
 lr_schedule = 'cosine'
 warmup_steps = 50
 weight_decay = 1e-4
