@@ -82,12 +82,12 @@ def example(M, cfg, clock, n):
 
 # ---- one optimizer step ----
 
-def graphed(step, optimizer):
+def graphed(step, optimizer=None):
     """
     The whole step captured once and replayed: one launch. New samples would be copied into the batch, in
     place, and lr is baked in; to change it, make it a tensor.
     """
-    for group in optimizer.param_groups:
+    for group in optimizer.param_groups if optimizer else ():
         if 'capturable' in group:
             group['capturable'] = True
     side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()

@@ -148,6 +148,30 @@ def train_step(model, data, clock, optimizer=None):
     return step
 
 
+PHASES = 'forward', 'backward', 'fwd+bwd', 'clip+optimizer', 'step'      # of what `phased` tells apart
+
+
+def phased(model, data, optimizer, clock, took):
+    """A training step as in train.py; `took` gets the seconds of each of its PHASES."""
+    def step():
+        start = clock.now()
+        with clock.autocast():
+            loss = model(data)['loss']
+        clock.wait()
+        forward = clock.now()
+        loss.backward()
+        clock.wait()
+        backward = clock.now()
+        torch.nn.utils.clip_grad_norm_(params, CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        clock.wait()
+        end = clock.now()
+        took.append((forward - start, backward - forward, backward - start, end - backward, end - start))
+    params = [p for p in model.parameters() if p.requires_grad]
+    return step
+
+
 def randomise(model, std=0.02):
     """Leave the start: the zero output layers of a fresh model would hide every difference."""
     with torch.no_grad():

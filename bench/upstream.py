@@ -1,6 +1,6 @@
 """
-LeRobot 0.4.4 beside us, for bench/versus_lerobot.py: is it there, its policies called like our models, and
-one of its data sets in both formats.
+LeRobot 0.4.4 beside us, for bench/versus_lerobot.py and bench/versus_vla.py: is it there, its policies called
+like our models, and one of its data sets in both formats.
 
 Its requirements hold torch back below 2.11, so it gets an environment of its own, without them; it works with
 a later torch all the same:
@@ -8,19 +8,26 @@ a later torch all the same:
         mergedeep multiprocess pandas pyserial requests typing-inspect xxhash
     pip install --no-deps lerobot==0.4.4 torchvision==0.28.0 draccus==0.10.0 diffusers==0.35.2 datasets==4.8.5
         huggingface-hub==0.35.3
+SmolVLA wants these, too:
+    pip install --no-deps transformers==4.57.3 tokenizers==0.22.2 regex
 """
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 
 import act
+import smolvla
 from data.lerobot.reader import cameras, films, layout, records
 from data.loader import Store
 
@@ -57,6 +64,17 @@ def lacking():
     except Exception as error:                           # of fifty packages, each fails in its own way
         return str(error).partition('\n')[0] or type(error).__name__
     return ''
+
+
+@cache
+def lacking_vla():
+    """The same for its SmolVLA."""
+    try:
+        if not lacking():
+            import lerobot.policies.smolvla.modeling_smolvla  # noqa: F401
+    except Exception as error:
+        return str(error).partition('\n')[0] or type(error).__name__
+    return lacking()
 
 
 # ---- policies ----
@@ -96,6 +114,63 @@ class Theirs(torch.nn.Module):
             state, image = ours.normalise(batch, 'state'), ours.picture(batch, 0)
         return {'observation.state': state, self.camera: image, 'action': ours.normalise(batch, 'action'),
                 'action_is_pad': ~batch['mask']}
+
+
+class TheirVLA(Theirs):
+    """LeRobot's SmolVLA; its text is as long as that of ours, or padded to the longest, as is its habit."""
+
+    def __init__(self, ours):
+        torch.nn.Module.__init__(self)
+        from lerobot.configs.types import FeatureType, PolicyFeature
+        from lerobot.policies.smolvla import modeling_smolvla, smolvlm_with_expert
+        from transformers import SmolVLMConfig
+        cfg = self.cfg = ours.cfg
+        width, mlp, heads, kv, d = smolvla.sizes(cfg.vlm_model_name)
+        look, depth, look_mlp, look_heads, patch_, table = smolvla.sizes(cfg.vision_variant)
+        vlm = SmolVLMConfig(
+            scale_factor=cfg.scale_factor, tie_word_embeddings=False,
+            text_config=dict(model_type='llama', hidden_size=width, intermediate_size=mlp, head_dim=d,
+                             num_attention_heads=heads, num_key_value_heads=kv, rms_norm_eps=1e-5,
+                             num_hidden_layers=cfg.num_vlm_layers, vocab_size=cfg.vocab_size, pad_token_id=0),
+            vision_config=dict(hidden_size=look, num_hidden_layers=depth, intermediate_size=look_mlp,
+                               num_attention_heads=look_heads, patch_size=patch_, image_size=patch_ * table))
+        tokens = SimpleNamespace(fake_image_token_id=0, global_image_token_id=0)
+        seen = {f'observation.images.{name}': PolicyFeature(FeatureType.VISUAL, (3, cfg.height, cfg.width))
+                for name in cfg.cameras}
+        seen |= {'observation.state': PolicyFeature(FeatureType.STATE, (cfg.state_dim,))}
+        own = ('num_vlm_layers expert_width_multiplier attention_mode self_attn_every_n_layers chunk_size '
+               'n_action_steps max_state_dim max_action_dim num_steps min_period max_period '
+               'freeze_vision_encoder train_expert_only train_state_proj tokenizer_max_length').split()
+        config = modeling_smolvla.SmolVLAConfig(
+            input_features=seen, output_features={'action': PolicyFeature(FeatureType.ACTION,
+                                                                          (cfg.action_dim,))},
+            device='cpu', resize_imgs_with_padding=cfg.image_resolution, load_vlm_weights=False,
+            **{key: getattr(cfg, key) for key in own})
+        # these two would ask the hub, for sizes and for the numbers of two tokens that are not used
+        with patch.multiple(smolvlm_with_expert, AutoConfig=SimpleNamespace(from_pretrained=lambda _: vlm),
+                            AutoProcessor=SimpleNamespace(from_pretrained=lambda _: SimpleNamespace(
+                                tokenizer=tokens))), redirect_stdout(io.StringIO()):
+            self.policy = modeling_smolvla.SmolVLAPolicy(config)
+        self.inner = self.policy.model
+        weights = {smolvla.published(key): x for key, x in ours.named_parameters()}
+        missing, unknown = self.inner.load_state_dict(weights, strict=False)
+        assert not unknown and {*missing} == {*smolvla.dead(cfg)}, (missing, unknown)
+
+    def forward(self, batch):
+        return {'loss': self.policy(batch, batch['noise'], batch['t'])[0]}
+
+    def act(self, batch):
+        return self.policy.predict_action_chunk(batch, batch['noise'])
+
+    def renamed(self, ours, batch, longest=False):
+        tokens, real = ours.read(batch)
+        n = int(real.sum(1).max()) if longest else tokens.shape[1]
+        rows = {'observation.state': ours.normalise(batch['state'][:, -1], 'state'),
+                'action': ours.normalise(batch['action'], 'action'), 'noise': batch['noise'], 't': batch['t'],
+                'observation.language.tokens': tokens[:, :n],
+                'observation.language.attention_mask': real[:, :n]}
+        return rows | {f'observation.images.{name}': batch[f'image.{name}'][:, -1] / 255
+                       for name in self.cfg.cameras}
 
 
 # ---- data ----

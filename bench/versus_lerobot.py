@@ -135,25 +135,6 @@ def row(part, case, ours, other, against='LeRobot', difference=None):
                 difference=difference, ratios=ratios)
 
 
-def phased(model, data, optimizer, clock, took):
-    """A training step as in train.py; `took` gets the seconds up to the gradients, those after, and all."""
-    def step():
-        start = clock.now()
-        with clock.autocast():
-            loss = model(data)['loss']
-        loss.backward()
-        clock.wait()
-        between = clock.now()
-        torch.nn.utils.clip_grad_norm_(params, timing.CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        clock.wait()
-        end = clock.now()
-        took.append((between - start, end - between, end - start))
-    params = [p for p in model.parameters() if p.requires_grad]
-    return step
-
-
 def step_rows(clock):
     rows = []
     for M, size in [(act, size) for size in act_sizes] + [(diffusion_policy, size) for size in dp_sizes]:
@@ -167,10 +148,10 @@ def step_rows(clock):
                     model.compile(dynamic=False)         # as train.py does; the optimizer stays eager
             fused, took, their_took = ours.configure_optimizers(timing.LR, timing.DECAY, timing.BETAS), [], []
             data, their_data = (timing.to(x, clock.device) for x in (data, their_data))
-            clock.times({'ours': phased(ours, data, fused, clock, took),
-                         'theirs': phased(theirs, their_data, theirs.optimizer(), clock, their_took)})
-            phases = 'fwd+bwd', 'clip+optimizer', 'step'
-            for phase, a, b in zip(phases, zip(*took[1:]), zip(*their_took[1:])):        # the first warms up
+            clock.times({'ours': timing.phased(ours, data, fused, clock, took),
+                         'theirs': timing.phased(theirs, their_data, theirs.optimizer(), clock, their_took)})
+            # the first warms up; forward and backward alone are left out
+            for phase, a, b in [*zip(timing.PHASES, zip(*took[1:]), zip(*their_took[1:]))][2:]:
                 rows.append(row('step', f'{what}, {mode}, {phase}', a, b, difference=difference))
     return rows
 
@@ -216,14 +197,19 @@ def spent():
     return used.ru_utime + used.ru_stime
 
 
-def import_rows(clock):
-    lines = {name: f'import {name}' for name in ('torch', 'act', 'diffusion_policy')}
-    if not upstream.lacking():
-        lines['LeRobot'] = upstream.prelude() + 'import lerobot.policies.act.modeling_act'
+def import_times(clock, names, policy):
+    """{name: seconds of the CPU of each fresh process that imports it}; LeRobot: its policy, unless ''."""
+    lines = {name: f'import {name}' for name in ('torch', *names)}
+    if policy:
+        lines['LeRobot'] = upstream.prelude() + f'import lerobot.policies.{policy}.modeling_{policy}'
     fresh = timing.Clock('cpu', 'float32', clock.reps)
-    fresh.now, env = spent, os.environ | {'OMP_NUM_THREADS': str(threads)}
+    fresh.now, env = spent, os.environ | {'OMP_NUM_THREADS': str(torch.get_num_threads())}
     run = partial(subprocess.run, cwd=ROOT, env=env, check=True)
-    took = fresh.times({name: partial(run, [sys.executable, '-c', line]) for name, line in lines.items()})
+    return fresh.times({name: partial(run, [sys.executable, '-c', line]) for name, line in lines.items()})
+
+
+def import_rows(clock):
+    took = import_times(clock, ('act', 'diffusion_policy'), '' if upstream.lacking() else 'act')
     pairs = ('act', 'torch'), ('diffusion_policy', 'torch'), ('act', 'LeRobot')
     return [row('import', a, took[a], took[b], against=b) for a, b in pairs if b in took]
 
