@@ -189,6 +189,14 @@ def preset_of(M, wanted, without=()):
     return Owner(f'{M.__name__}.Config, preset {at}', keys, M.__file__)
 
 
+def like(model, kind, cfg=None):
+    """A `kind` of model that has the very weights of this one, in the same memory."""
+    with torch.device('meta'):
+        other = kind(cfg or model.cfg)
+    other.load_state_dict(model.state_dict(), assign=True)
+    return other
+
+
 def to(batch, device):
     return {key: value.to(device) for key, value in batch.items()}
 
@@ -232,6 +240,17 @@ def write_folder(folder, M, cfg):
 
 
 # ---- what comes out ----
+
+def compared(part, case, ours, against, other, most=None, difference=None, unit='s'):
+    """
+    A row of `ours` against `other`, what each repetition took. most: the ratio that is wanted; difference:
+    how far their results are apart.
+    """
+    shares = ratios(ours, other)
+    return dict(part=part, case=case, against=against, unit=unit, ours=median(ours), other=median(other),
+                ratio=median(shares), low=min(shares), high=max(shares), most=most, difference=difference,
+                ratios=shares)
+
 
 def table(rows):
     """List of flat dicts -> aligned lines."""
