@@ -13,8 +13,9 @@ lerobot        the same step and chunk, against LeRobot 0.4.4 with the same weig
 checkpointing  pi0 at an eighth of its widths: gradient_checkpointing, the time of a step and what it saves
 load           the peak of memory of a fresh process that loads full weights and reads them through once
 import         a fresh process that imports our file, against one that imports torch
-gpu            pi0 and pi0.5, three cameras: a chunk eager, compiled and as a CUDA graph, against the floor; a
-               step against its floor (so `ratio` is 1 / MFU), and its memory
+gpu            pi0 and pi0.5 with three cameras, SmolVLA with two: a chunk eager, compiled, as a CUDA graph,
+               against the floor and LeRobot's, if there (0.4.4 has pi0 only with a transformers of its own);
+               a step against its floor (so `ratio` is 1 / MFU), and its memory
 
 `ratio` is the median of ours / other within a repetition, low and high are its extremes, `most` is what the
 issue asks for. What is compared takes turns, has the same weights and sees the same batch, and gives the same
@@ -199,7 +200,8 @@ def lerobot_rows(clock):
     chunk = ours()
     difference = max(apart(chunk, act(), 'lerobot, act', most=1e-4) for act in acts.values())
     took = clock.times({'ours': ours} | acts)
-    rows = [timing.compared('lerobot', 'act', took['ours'], name, took[name], None, difference) for name in acts]
+    rows = [timing.compared('lerobot', 'act', took['ours'], name, took[name], difference=difference)
+            for name in acts]
     difference = max(same_step('lerobot', (model, theirs), (data, other), smolvla.published)
                      for other in batches.values())
     took = phases_of(clock, {'ours': (model, data)} | {name: (theirs, x) for name, x in batches.items()})
@@ -222,23 +224,24 @@ def saved_bytes(model, data):
     return sum(n for at, n in kept.items() if at not in known)
 
 
-def three_cameras(cfg):
-    """A Config of pi0, as published with three cameras, for one task."""
-    return replace(cfg, cameras=('a', 'b', 'c'), draws=1, tasks=(TASK,))
+def three_cameras(**over):
+    """pi0's Config, as published, with three cameras and one task."""
+    return replace(pi0.PRESETS[preset], cameras=('a', 'b', 'c'), draws=1, tasks=(TASK,), **over)
 
 
 def checkpointing_rows(clock):
-    cfg = replace(three_cameras(pi0.PRESETS[preset]), **EIGHTH if preset == 'full' else {})
+    cfg = three_cameras(**EIGHTH if preset == 'full' else {})
     plain = pi0.Model(cfg)
     ways = {'ours': timing.like(plain, pi0.Model, replace(cfg, gradient_checkpointing=True)), 'other': plain}
     data = drawn(pi0, cfg, batch)
     difference = same_step('checkpointing', ways.values(), (data, data), most=0)
     saved = [saved_bytes(model, data) for model in ways.values()]
     took = phases_of(clock, {name: (model, data) for name, model in ways.items()})
-    rows = [timing.compared('checkpointing', phase, took['ours'][phase], 'all kept', took['other'][phase],
-                            1.5 if phase == 'fwd+bwd' else None, difference) for phase in timing.PHASES]
-    return rows + [timing.compared('checkpointing', 'saved for backward', saved[:1], 'all kept', saved[1:], 0.1,
-                                   difference, 'bytes')]
+    def against(case, ours, other, most=None, unit='s'):
+        return timing.compared('checkpointing', case, ours, 'all kept', other, most, difference, unit)
+    rows = [against(phase, took['ours'][phase], took['other'][phase], 1.5 if phase == 'fwd+bwd' else None)
+            for phase in timing.PHASES]
+    return rows + [against('saved for backward', saved[:1], saved[1:], 0.1, 'bytes')]
 
 
 def import_rows(clock):
@@ -248,10 +251,16 @@ def import_rows(clock):
             for name, other, most in pairs if other in took]
 
 
+def gpu_rows(clock):
+    # a prompt with numbers does not fit where a small model reads
+    room = {} if preset == 'full' else {'tokenizer_max_length': 64}
+    models = {'pi0': (pi0, three_cameras()), 'pi05': (pi0, three_cameras(pi05=True, **room)),
+              'smolvla': (smolvla, fine_tuned(cameras=('a', 'b')))}
+    return vla_gpu.rows(models, clock, batch, peak_flops, bandwidth)
+
+
 ROWS = {'act': act_rows, 'step': step_rows, 'lerobot': lerobot_rows, 'checkpointing': checkpointing_rows,
-        'load': lambda clock: vla_files.rows(fine_tuned(), clock), 'import': import_rows,
-        'gpu': lambda clock: vla_gpu.rows(three_cameras(pi0.PRESETS[preset]), clock, batch, peak_flops,
-                                          bandwidth)}
+        'load': lambda clock: vla_files.rows(fine_tuned(), clock), 'import': import_rows, 'gpu': gpu_rows}
 
 
 def main():

@@ -53,8 +53,9 @@ def ways(cfg, folder):
              for kind in ('float32', 'bfloat16')}
     found['a run of ours'] = f"model, _ = checkpoint.load('{folder}/run')"
     for name, tokenizer in ('float32', words.SAVED), ('run', ''):
-        found[f'init_from, {name}'] = (f'model = smolvla.Model(smolvla.{replace(cfg, tokenizer=tokenizer)!r})\n'
-                                       f"checkpoint.start_from(model, smolvla, '{folder}/{name}', {STATISTICS})")
+        new = f'model = smolvla.Model(smolvla.{replace(cfg, tokenizer=tokenizer)!r})\n'
+        filled = f"checkpoint.start_from(model, smolvla, '{folder}/{name}', {STATISTICS})"
+        found[f'init_from, {name}'] = new + filled
     return found
 
 

@@ -1,7 +1,8 @@
 """
-pi0 and pi0.5 on a GPU, for bench/versus_vla.py: a chunk of actions against the least that it can cost, and a
-training step. Weights are drawn; a step has them in float32, acting in the dtype of the clock.
+pi0, pi0.5 and SmolVLA on a GPU, for bench/versus_vla.py: a chunk of actions against the least that it can
+cost, and a training step. Weights are drawn; a step has them in float32, acting in the dtype of the clock.
 """
+import gc
 import sys
 from dataclasses import replace
 
@@ -9,9 +10,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import pi0
+import smolvla
 from bench import step as stepping
-from bench import timing
+from bench import timing, upstream
 from bench.versus_lerobot import apart
 from logger import peak_of
 
@@ -36,36 +37,39 @@ def rates(clock, flops, bandwidth):
     return flops, bandwidth
 
 
-def least(cfg):
+def least(M, cfg):
     """
-    What a chunk costs at least: (FLOPs, bytes) of `encode`, and of all steps. FLOPs of matmuls as torch counts
-    them; every weight is read once, those of the expert in every step, in 16 bit.
+    What a chunk costs at least: (FLOPs, bytes) of `encode`, and of all steps. FLOPs are those of matmuls, as
+    torch counts them; every weight is read once, those of the expert in every step, in 16 bit.
     """
     with torch.device('meta'):
-        model = pi0.Model(cfg).to('meta')
-        data = drawn(pi0, cfg, 1)
-    work = []
+        model = M.Model(cfg).to('meta')
+        data = drawn(M, cfg, 1)
 
     def counted(f, *args):
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             answer = f(*args)
-        work.append(counter.get_total_flops())
-        return answer
-    counted(model.sample, counted(model.encode, data), data['noise'])
-    size = {name: 2 * sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    once = sum(size[name] for name in ('vision', 'projector', 'vlm'))
-    each = sum(n for name, n in size.items() if name.startswith(('expert', 'action', 'time')))
-    return [*zip(work, (once, each * cfg.num_inference_steps))]
+        return counter.get_total_flops(), answer
+    looking, cache = counted(model.encode, data)
+    step, _ = counted(model.velocity, data['noise'], data['t'], cache)
+
+    def size(parts): return 2 * sum(p.numel() for part in parts for p in part.parameters())
+    each = size(part for name, part in model.named_children() if name.startswith(('expert', 'action', 'time')))
+    across = size(part for layer in model.expert.layers if getattr(layer, 'cross', False)
+                  for part in (layer.k_proj, layer.v_proj))          # of SmolVLA: of what is seen
+    each, once = each - across, size((model.vision, model.projector, model.vlm)) + across
+    n = getattr(cfg, M.SAMPLING[1])                      # calls of the expert
+    return [(looking, once), (n * step, n * each)]
 
 
-def ways(model, data, clock, modes):
+def ways(M, model, data, clock, modes):
     """
     {name: a way to a chunk}, all with the same weights. A graph holds `encode` and `sample`: `act` looks at
     numbers of the task on the host, and draws noise there.
     """
     found = {}
     for mode in modes:
-        other = timing.like(model, pi0.Model).eval()
+        other = timing.like(model, M.Model).eval()
         if mode == 'compiled':
             other.encode, other.velocity = (torch.compile(f, dynamic=False)
                                             for f in (other.encode, other.velocity))
@@ -82,31 +86,51 @@ def ways(model, data, clock, modes):
     return found
 
 
-def fresh(cfg, clock):
+def theirs(model, data, clock):
+    """A chunk of LeRobot's, with our weights."""
+    policy = upstream.TheirVLA(model).to(clock.device, getattr(torch, clock.dtype)).eval()
+    batch = policy.renamed(model, data)
+
+    def chunk():
+        with torch.no_grad(), clock.autocast():
+            return policy.act(batch)
+    return chunk
+
+
+def fresh(M, cfg, clock):
     """A model that is drawn where it will live."""
     with torch.device(clock.device):
-        return pi0.Model(cfg).to(clock.device)
+        return M.Model(cfg).to(clock.device)
 
 
-def act_rows(name, cfg, clock, modes, flops, bandwidth):
-    model, data = fresh(cfg, clock).eval(), timing.to(drawn(pi0, cfg, 1), clock.device)
+def act_rows(name, M, cfg, clock, modes, flops, bandwidth):
+    model, data = fresh(M, cfg, clock).eval(), timing.to(drawn(M, cfg, 1), clock.device)
     for p in model.parameters():
-        p.data = p.data.to(getattr(torch, clock.dtype))
-    parts, found = least(cfg), ways(model, data, clock, modes)
+        if p.ndim > 1:                                   # norms are computed in float32
+            p.data = p.data.to(getattr(torch, clock.dtype))
+    parts, found = least(M, cfg), ways(M, model, data, clock, modes)
+    if M is smolvla and not upstream.lacking_vla():
+        found['LeRobot'] = theirs(model, data, clock)
     floor = sum(max(work / flops, read / bandwidth) for work, read in parts)
     work, read = map(sum, zip(*parts))
+    against = f'floor: {work / 1e12:.3g} TFLOP, {read / 1e9:.3g} GB'
     first = next(iter(found.values()))()
-    differences = {way: apart(chunk(), first, f'{name}, {way}', most=NEAR) for way, chunk in found.items()}
-    return [timing.compared(
-        'gpu', f'{name} act, {way}, weights {clock.dtype}', took,
-        f'floor: {work / 1e12:.3g} TFLOP, {read / 1e9:.3g} GB', [floor] * len(took),
-        3 if way == 'compiled, graph' else None, differences[way]) for way, took in clock.times(found).items()]
+    apart_by = {way: apart(chunk(), first, f'{name}, {way}', most=NEAR) for way, chunk in found.items()}
+    took = clock.times(found)
+
+    def row(way, other, seconds, most):
+        return timing.compared('gpu', f'{name} act, {way}, weights {clock.dtype}', took[way], other, seconds,
+                               most if way == 'compiled, graph' else None, apart_by[way])
+    rows = [row(way, against, [floor] * clock.reps, 3) for way in took]
+    return rows + [row(way, 'LeRobot', took['LeRobot'], 0.5) for way in took
+                   if 'LeRobot' in took and way != 'LeRobot']
 
 
-def step_of(cfg, clock, mode, n):
+def step_of(M, cfg, clock, mode, n):
     """A training step -> seconds of each repetition, [GiB at its peak, on a GPU]; None: there is no room."""
+    gc.collect()                                         # what a compiled model leaves behind
     try:
-        model, data = fresh(cfg, clock).train(), timing.to(drawn(pi0, cfg, n), clock.device)
+        model, data = fresh(M, cfg, clock).train(), timing.to(drawn(M, cfg, n), clock.device)
         if mode == 'compiled':
             model.compile(dynamic=False)
         step = timing.train_step(model, data, clock)
@@ -119,16 +143,16 @@ def step_of(cfg, clock, mode, n):
         return None
 
 
-def training_rows(name, cfg, clock, modes, n, flops):
+def training_rows(name, M, cfg, clock, modes, n, flops):
     """ratio: 1 / MFU, for the floor counts what is computed again no second time."""
     table = []
     with torch.device('meta'):
-        floor = n * pi0.Model(cfg).flops_per_sample() / flops
+        floor = n * M.Model(cfg).flops_per_sample() / flops
     for mode in modes:
         memory = []
         for again, how in (False, 'all kept'), (True, 'recomputed'):
             case = f'{name} step, {mode}, {how}, batch {n}'
-            done = step_of(replace(cfg, gradient_checkpointing=again), clock, mode, n)
+            done = step_of(M, replace(cfg, gradient_checkpointing=again), clock, mode, n)
             if done is None:
                 print(f'{case}: the memory does not suffice')
                 continue
@@ -141,12 +165,11 @@ def training_rows(name, cfg, clock, modes, n, flops):
     return table
 
 
-def rows(cfg, clock, n, flops, bandwidth):
+def rows(models, clock, n, flops, bandwidth):
+    """models: {name: (its file, Config)}; a step has n samples."""
     flops, bandwidth = rates(clock, flops, bandwidth)
     table, modes = [], ('eager', 'compiled') if clock.on_cuda else ('eager',)
-    for pi05, name in (False, 'pi0'), (True, 'pi05'):
-        # a small model's prompt is too short for numbers; 0: as published
-        cfg = replace(cfg, pi05=pi05, tokenizer_max_length=64 if cfg.tokenizer_max_length else 0)
-        table += act_rows(name, cfg, clock, modes, flops, bandwidth)
-        table += training_rows(name, cfg, clock, modes, n, flops)
+    for name, (M, cfg) in models.items():
+        table += act_rows(name, M, cfg, clock, modes, flops, bandwidth)
+        table += training_rows(name, M, cfg, clock, modes, n, flops)
     return table

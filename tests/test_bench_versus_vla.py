@@ -69,12 +69,11 @@ def test_on_a_gpu_but_without(tmp_path):
     flags = '--what=gpu', '--peak_flops=1e11', '--bandwidth=1e10'
     saved = measured(tmp_path, *flags, '--dtype=bfloat16')
     cases = [f'step, eager, {how}, batch 1' for how in ('all kept', 'recomputed')]
-    assert [row['case'] for row in saved['rows']] == [
-        f'{name} {case}' for name in ('pi0', 'pi05') for case in ('act, eager, weights bfloat16', *cases)]
-    first = saved['rows'][0]
-    assert first['other'] == pytest.approx(sum(
-        max(work / 1e11, read / 1e10) for work, read in vla_gpu.least(replace(
-            bench.three_cameras(pi0.PRESETS['tiny']), tokenizer_max_length=64))))
+    assert [row['case'] for row in saved['rows'] if 'LeRobot' not in row['case'] + row['against']] == [
+        f'{name} {case}' for name in ('pi0', 'pi05', 'smolvla')
+        for case in ('act, eager, weights bfloat16', *cases)]
+    assert saved['rows'][0]['other'] == pytest.approx(sum(
+        max(work / 1e11, read / 1e10) for work, read in vla_gpu.least(pi0, bench.three_cameras())))
     said, err = script('bench/versus_vla.py', *QUICK, '--what=gpu', code=1)
     assert 'say --peak_flops=FLOP/s and --bandwidth=bytes/s' in one_line(err)
 
@@ -275,34 +274,48 @@ def test_rows_of_imports(monkeypatch):
 
 # ---- a GPU ----
 
-@pytest.mark.parametrize('pi05, work, read', [(False, 4.19, 10.87), (True, 4.81, 13.18)])
-def test_the_least_that_a_chunk_costs(pi05, work, read):
-    """At full size with three cameras: TFLOP, GB."""
-    parts = vla_gpu.least(bench.three_cameras(pi0.Config(pi05=pi05)))
+@pytest.mark.parametrize('name, work, read', [('pi0', 4.19, 10.87), ('pi05', 4.81, 13.18),
+                                               ('smolvla', 0.59, 2.46)])
+def test_the_least_that_a_chunk_costs(name, work, read, monkeypatch):
+    """At full size: TFLOP, GB."""
+    monkeypatch.setattr(bench, 'preset', 'full')
+    monkeypatch.setattr(vla_gpu, 'rows', lambda models, *_: models)
+    parts = vla_gpu.least(*bench.gpu_rows(clock())[name])
     assert [round(sum(x), 2) for x in zip(*((a / 1e12, b / 1e9) for a, b in parts))] == [work, read]
 
 
-def test_a_chunk_is_that_of_act():
+@pytest.mark.parametrize('M', (pi0, smolvla))
+def test_a_chunk_is_that_of_act(M):
     """What is captured, encode and sample, gives what act gives for the same noise."""
-    model = pi0.Model(bench.three_cameras(pi0.PRESETS['tiny'])).eval()
+    model = M.Model(bench.three_cameras() if M is pi0 else bench.fine_tuned()).eval()
     model.action_mean.fill_(3.0)
-    data = drawn(pi0, model.cfg, 1)
+    data = drawn(M, model.cfg, 1)
     data['noise'] = torch.randn(8, 4, generator=torch.Generator().manual_seed(5))[None]
-    ways = vla_gpu.ways(model, data, clock(), ('eager',))
+    ways = vla_gpu.ways(M, model, data, clock(), ('eager',))
     assert torch.equal(ways['eager'](), model.act(data, [torch.Generator().manual_seed(5)]))
+
+
+def test_lerobot_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(upstream, 'lacking_vla', lambda: '')
+    monkeypatch.setattr(upstream, 'TheirVLA', Twin)
+    rows = vla_gpu.act_rows('x', smolvla, bench.fine_tuned(), clock(), ('eager',), 1e12, 1e12)
+    assert [(row['case'], row['against'][:7]) for row in rows] == [
+        (f'x act, {way}, weights float32', other)
+        for way, other in (('eager', 'floor: '), ('LeRobot', 'floor: '), ('eager', 'LeRobot'))]
+    assert rows[1]['difference'] == 0 and rows[2]['other'] == rows[1]['ours']
 
 
 def test_no_room(monkeypatch, capsys):
     """A size that does not fit is a line, and the others are timed."""
     real = vla_gpu.fresh
 
-    def fresh(cfg, clock):
+    def fresh(M, cfg, clock):
         if not cfg.gradient_checkpointing:
             raise torch.OutOfMemoryError('CUDA out of memory')
-        return real(cfg, clock)
+        return real(M, cfg, clock)
     monkeypatch.setattr(vla_gpu, 'fresh', fresh)
-    cfg = bench.three_cameras(pi0.PRESETS['tiny'])
-    row, = vla_gpu.training_rows('pi0', cfg, clock(), ('eager',), 2, 1e12)
+    cfg = bench.three_cameras()
+    row, = vla_gpu.training_rows('pi0', pi0, cfg, clock(), ('eager',), 2, 1e12)
     assert row['case'] == 'pi0 step, eager, recomputed, batch 2'
     assert row['other'] == 2 * pi0.Model(cfg).flops_per_sample() / 1e12
     assert capsys.readouterr().out == 'pi0 step, eager, all kept, batch 2: the memory does not suffice\n'
