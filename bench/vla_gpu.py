@@ -54,7 +54,8 @@ def least(M, cfg):
     step, _ = counted(model.velocity, data['noise'], data['t'], cache)
 
     def size(parts): return 2 * sum(p.numel() for part in parts for p in part.parameters())
-    each = size(part for name, part in model.named_children() if name.startswith(('expert', 'action', 'time')))
+    acting = 'expert', 'action', 'time'
+    each = size(part for name, part in model.named_children() if name.startswith(acting))
     across = size(part for layer in model.expert.layers if getattr(layer, 'cross', False)
                   for part in (layer.k_proj, layer.v_proj))          # of SmolVLA: of what is seen
     each, once = each - across, size((model.vision, model.projector, model.vlm)) + across
