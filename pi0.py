@@ -423,7 +423,7 @@ class Model(nn.Module):
         """Numbers in units of the data -> mean 0, std 1; pi05: 98 % of them in -1..1."""
         a, b = (getattr(self, f'{key}_{name}') for name, _ in self.statistics)
         if self.cfg.pi05:
-            return 2 * (x.float() - a) / torch.where(a == b, 1e-8, b - a) - 1
+            return 2 * (x.float() - a) / (b - a).masked_fill(a == b, 1e-8) - 1
         return (x.float() - a) / (b + 1e-8)
 
     def unnormalise(self, x, key):
