@@ -26,6 +26,10 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
     OWN            optional: buffers that follow from the Config, such as its sentences in tokens, and stay
                    where weights come from another run or file (init_from)
     tasks          optional, of Config: the sentences of meta.json, which `task` numbers
+    META           optional: True: the model may be built on torch's meta device, for weights from a file;
+                   its buffers then are on the CPU all the same
+    ENTERED        optional, for fsdp: methods besides forward in which the model, or a layer (an entry of a
+                   ModuleList), is entered
 
 PRESETS and example(cfg, batch_size) are for tests and bench/: a run does without them. Only files of this
 folder are models: a checkpoint names its model, and must not name other code that would then be run.
@@ -35,6 +39,7 @@ import difflib
 import importlib.util
 import os
 import sys
+from contextlib import nullcontext
 
 import torch
 
@@ -182,6 +187,12 @@ def windows_of(M, cfg):
         sys.exit(f'{M.__name__}.windows: want a range of frame offsets for every key, got '
                  f'{", ".join(wrong or empty)}{"" if wrong else " without any"}')
     return windows
+
+
+def build(M, cfg, empty=False):
+    """The model. empty: for weights that come from a file, so without memory where the model can be that."""
+    with torch.device('meta') if empty and getattr(M, 'META', False) else nullcontext():
+        return attempt(M, M.Model, cfg)
 
 
 def attempt(M, make, cfg):

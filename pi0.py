@@ -59,6 +59,7 @@ import words
 EVAL = ('env', 'actions')     # protocols that understand it; the first that the data serve is the default
 PAD = True                    # windows reach beyond the ends of an episode, whose edges repeat
 SAMPLING = ('n_action_steps', 'num_inference_steps')
+META, ENTERED = True, ('act',)   # for contract.py: it can be built from a file alone; and shared by GPUs
 INITIAL = {'tokenizer': words.SAVED}     # a checkpoint has its sentences in tokens
 OWN = ('text', 'numbers', 'after', 'hashed')             # buffers that stay with weights from elsewhere
 MAY_BE_0 = 'empty_cameras', 'drop_n_last_frames', 'tokenizer_max_length'
@@ -403,7 +404,8 @@ class Model(nn.Module):
             part.requires_grad_(False)
         for key in 'state', 'action':                    # of the training data, from meta.json
             for name, neutral in self.statistics:
-                self.register_buffer(f'{key}_{name}', torch.full((getattr(cfg, f'{key}_dim'),), neutral))
+                self.register_buffer(f'{key}_{name}', torch.full((getattr(cfg, f'{key}_dim'),), neutral,
+                                                                       device='cpu'))
         for name in OWN if cfg.pi05 else ('text', 'hashed'):
             self.register_buffer(name, torch.tensor(True, device='cpu'))
         self.tell(cfg.tasks, cfg.tokenizer)

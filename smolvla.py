@@ -61,6 +61,7 @@ import words
 EVAL = ('env', 'actions')     # protocols that understand it; the first that the data serve is the default
 PAD = True                    # windows reach beyond the ends of an episode, whose edges repeat
 SAMPLING = ('n_action_steps', 'num_steps')
+META, ENTERED = True, ('act', 'across')  # for contract.py: from a file alone; and shared by GPUs
 INITIAL = {'tokenizer': words.SAVED}     # a checkpoint has its sentences in tokens
 OWN = ('text', 'hashed')      # buffers that stay with weights from elsewhere
 FIRST = '<|im_start|>', 1     # a token of SmolVLM2 and its number, by which its tokenizer is known
@@ -390,7 +391,8 @@ class Model(nn.Module):
             part.requires_grad_(False)
         for key in 'state', 'action':                    # of the training data, from meta.json
             for name, neutral in ('mean', 0.0), ('std', 1.0):
-                self.register_buffer(f'{key}_{name}', torch.full((getattr(cfg, f'{key}_dim'),), neutral))
+                self.register_buffer(f'{key}_{name}', torch.full((getattr(cfg, f'{key}_dim'),), neutral,
+                                                                       device='cpu'))
         for name in OWN:
             self.register_buffer(name, torch.tensor(True, device='cpu'))
         self.tell(cfg.tasks, cfg.tokenizer)

@@ -27,6 +27,10 @@ class Terminal:
         self.fd, self.rest = sys.stdin.fileno(), b''
         sys.stdout.reconfigure(encoding='utf-8')
         self.before = termios.tcgetattr(self.fd)
+        self.woken, self.wakes = os.pipe()               # a signal that comes just before a wait ends it too
+        os.set_blocking(self.woken, False)
+        os.set_blocking(self.wakes, False)
+        signal.set_wakeup_fd(self.wakes, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, lambda number, frame: sys.exit(128 + number))      # through __exit__
         signal.signal(signal.SIGTSTP, signal.SIG_IGN)    # Ctrl-Z would leave the screen as it is
@@ -45,6 +49,9 @@ class Terminal:
             termios.tcsetattr(self.fd, termios.TCSAFLUSH, self.before)   # keys still held down are forgotten
         except (OSError, termios.error):                 # the terminal is gone: nothing to give back
             pass
+        signal.set_wakeup_fd(-1)
+        os.close(self.woken)
+        os.close(self.wakes)
 
     def write(self, text):
         sys.stdout.write(text)
@@ -52,14 +59,18 @@ class Terminal:
 
     def read(self, seconds=None):
         """Is there a byte in `rest`, or does one come in time?"""
-        if not self.rest and select.select([self.fd], [], [], seconds)[0]:
+        while not self.rest:
+            ready = select.select([self.fd, self.woken], [], [], seconds)[0]
+            if self.woken in ready:
+                os.read(self.woken, 64)                  # its handler has run by now, and has not left
+                continue
+            if not ready:
+                return False
             try:
-                self.rest = os.read(self.fd, 64)
+                self.rest = os.read(self.fd, 64) or b'q'
             except OSError:
-                self.rest = b''
-            if not self.rest:
                 self.rest = b'q'                         # the terminal is gone
-        return bool(self.rest)
+        return True
 
     def take(self):
         byte, self.rest = self.rest[:1].decode('ascii', 'replace'), self.rest[1:]

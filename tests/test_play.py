@@ -216,6 +216,26 @@ def test_a_signal_gives_the_screen_back(run, number, code):
     screen.until(LEAVES)
 
 
+def test_a_signal_just_before_the_wait_ends_it():
+    """
+    Between Python's last look at its signals and the wait for a key lies a gap: a handler whose signal comes
+    in there would wait for a key, too. A byte in a pipe ends that wait.
+    """
+    screen = Pseudo('', code='import os, select, signal\n'
+                             'from draw.terminal import Terminal\n'
+                             'with Terminal() as terminal:\n'
+                             '    signal.signal(signal.SIGUSR1, lambda *_: None)\n'
+                             '    os.kill(os.getpid(), signal.SIGUSR1)\n'
+                             '    ready = select.select([terminal.fd, terminal.woken], [], [], 20)[0]\n'
+                             '    print("woken", ready == [terminal.woken], terminal.read(0.1))\n'
+                             '    signal.set_wakeup_fd(-1)\n'
+                             '    os.kill(os.getpid(), signal.SIGUSR1)\n'
+                             '    print("without", select.select([terminal.woken], [], [], 0.1)[0])\n')
+    screen.until('without []')
+    assert 'woken True False' in screen.said
+    assert screen.process.wait(30) == 0
+
+
 def test_a_mistake_gives_the_screen_back():
     """Then its traceback can be read, on a terminal that echoes and waits for whole lines again."""
     screen = Pseudo('', code='from draw.terminal import Terminal\n'
