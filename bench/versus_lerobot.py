@@ -90,8 +90,8 @@ def apart(a, b, what, least=1e-6, most=TOLERANCE):
     """How far a is from b, relative to the norm of b, or to `least`; more than `most` ends in one line."""
     difference = ((a - b).norm() / b.norm().clamp(min=least)).item()
     if not difference <= most:
-        sys.exit(f"{what}: ours and LeRobot's are not the same, they differ by {difference:.1g}; nothing "
-                 'was timed')
+        sys.exit(f'{what}: ours and the other are not the same, they differ by {difference:.1g}; nothing was '
+                 'timed')
     return difference
 
 

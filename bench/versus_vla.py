@@ -17,9 +17,9 @@ gpu            pi0 and pi0.5 with three cameras, SmolVLA with two: a chunk eager
                against the floor and LeRobot's, if there (0.4.4 has pi0 only with a transformers of its own);
                a step against its floor (so `ratio` is 1 / MFU), and its memory
 
-`ratio` is the median of ours / other within a repetition, low and high are its extremes, `most` is what the
-issue asks for. What is compared takes turns, has the same weights and sees the same batch, and gives the same
-numbers up to `difference`, or nothing is timed. On a CPU seconds are those of the CPU.
+`ratio` is the median of ours / other within a repetition, low and high are its extremes, `most` is what we
+want of it. What is compared takes turns, has the same weights, sees the same batch and gives the same numbers
+up to `difference`, or nothing is timed. On a CPU it is in float32, and seconds are those of the CPU.
 """
 import os
 import sys
@@ -50,7 +50,7 @@ batch = 1                     # samples per step
 reps = 5                      # timed repetitions
 seed = 0                      # of weights and data
 device = 'auto'               # gpu: auto = cuda if there is one, else cpu; all others run on the CPU
-dtype = 'auto'                # float32 | bfloat16 (autocast; gpu: weights too while acting)
+dtype = 'auto'                # gpu: float32 | bfloat16 (autocast; acting: weights too); auto = that on cuda
 threads = 1                   # CPU threads
 peak_flops = 0.0              # gpu: FLOP/s of the device; 0 = its data sheet's
 bandwidth = 0.0               # gpu: bytes/s of its memory; 0 = its data sheet's
@@ -157,11 +157,10 @@ def act_rows(clock):
 
 def phases_of(clock, pairs):
     """{name: (model, batch)} -> {name: {phase: seconds of each repetition}}, steps in turn."""
-    took = {name: [] for name in pairs}
-    steps = {}
+    took, steps = {name: [] for name in pairs}, {}
     for name, (model, data) in pairs.items():
-        inner = getattr(model, 'optimizer', None)        # LeRobot's own
-        optimizer = inner() if inner else model.configure_optimizers(timing.LR, timing.DECAY, timing.BETAS)
+        theirs = getattr(model, 'optimizer', None)       # LeRobot's, with its settings
+        optimizer = theirs() if theirs else model.configure_optimizers(timing.LR, timing.DECAY, timing.BETAS)
         model.zero_grad(set_to_none=True)
         steps[name] = timing.phased(model.train(), data, optimizer, clock, took[name])
     clock.times(steps)
@@ -177,12 +176,11 @@ def step_rows(clock):
     apart_by = {name: same_step(name, *zip(ways['ours'], ways[name]), most=most)
                 for name, most in (('inside', 1e-4), ('stored', 1e-2))}              # 16 bits
     took = phases_of(clock, ways)
-    rows = [timing.compared('step', f'state apart, {phase}', took['ours'][phase], 'inside the prefix',
-                took['inside'][phase], 0.6 if phase == 'backward' else None, apart_by['inside'])
-            for phase in timing.PHASES]
-    return rows + [timing.compared('step', f'stored image tokens, {phase}', took['stored'][phase], 'pixels',
-                       took['ours'][phase], 0.4 if phase == 'step' else None, apart_by['stored'])
-                   for phase in timing.PHASES]
+    pairs = (('state apart', 'ours', 'inside the prefix', 'inside', 'inside', 'backward', 0.6),
+             ('stored image tokens', 'stored', 'pixels', 'ours', 'stored', 'step', 0.4))
+    return [timing.compared('step', f'{case}, {phase}', took[a][phase], against, took[b][phase],
+                            most if phase == wanted else None, apart_by[which])
+            for case, a, against, b, which, wanted, most in pairs for phase in timing.PHASES]
 
 
 def lerobot_rows(clock):
@@ -206,7 +204,7 @@ def lerobot_rows(clock):
                      for other in batches.values())
     took = phases_of(clock, {'ours': (model, data)} | {name: (theirs, x) for name, x in batches.items()})
     return rows + [timing.compared('lerobot', phase, took['ours'][phase], name, took[name][phase],
-                       0.85 if phase == 'step' else None, difference)
+                                   0.85 if phase == 'step' else None, difference)
                    for name in batches for phase in timing.PHASES]
 
 
@@ -237,6 +235,7 @@ def checkpointing_rows(clock):
     difference = same_step('checkpointing', ways.values(), (data, data), most=0)
     saved = [saved_bytes(model, data) for model in ways.values()]
     took = phases_of(clock, {name: (model, data) for name, model in ways.items()})
+
     def against(case, ours, other, most=None, unit='s'):
         return timing.compared('checkpointing', case, ours, 'all kept', other, most, difference, unit)
     rows = [against(phase, took['ours'][phase], took['other'][phase], 1.5 if phase == 'fwd+bwd' else None)
@@ -273,7 +272,7 @@ def main():
                  f'{", ".join(smolvla.PRESETS)}, at least 1, and at least 1')
     if 'gpu' in what and len(what) > 1:
         sys.exit('gpu: only alone, the rest is timed on the CPU')
-    clock = timing.Clock(device if 'gpu' in what else 'cpu', dtype, reps)
+    clock = timing.Clock(*(device, dtype) if 'gpu' in what else ('cpu', 'float32'), reps)
     clock.now = time.perf_counter if clock.on_cuda else time.process_time
     if 'lerobot' in what and (why := upstream.lacking_vla()):
         sys.exit(f'lerobot: LeRobot {upstream.VERSION} cannot be imported ({why}); the top of '
@@ -285,7 +284,8 @@ def main():
     for part in what:
         torch.manual_seed(seed)
         rows += ROWS[part](clock)
-    packages = () if upstream.lacking_vla() else ('lerobot', 'transformers')
+    beside = {'lerobot', 'import', 'gpu'} & {*what} and not upstream.lacking_vla()
+    packages = ('lerobot', 'transformers') if beside else ()
     timing.finish(path, 'versus_vla', rows, clock, hide=('ratios',), dtype=clock.dtype, preset=preset,
                   batch=batch, packages={name: version(name) for name in packages})
     for x in rows:

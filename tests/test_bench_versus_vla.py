@@ -211,7 +211,7 @@ def test_rows_beside_lerobot(monkeypatch):
         (phase, name) for name in names for phase in timing.PHASES]
     assert all(row['difference'] < 1e-6 and (row['most'] == 0.85) == (row['case'] == 'step') for row in rows)
     monkeypatch.setattr(Twin, 'off', 0.1)
-    with pytest.raises(SystemExit, match="^lerobot, act: ours and LeRobot's are not the same"):
+    with pytest.raises(SystemExit, match='^lerobot, act: ours and the other are not the same'):
         bench.lerobot_rows(clock())
 
 

@@ -12,7 +12,7 @@ import checkpoint
 import contract
 import nanowm
 from bench import step as bench
-from bench import timing
+from bench import timing, versus_vla, vla_gpu
 
 no_gpu = not torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(no_gpu, reason='needs a CUDA device')]
@@ -137,6 +137,18 @@ def test_ways_to_step(name):
     assert all(row['memory_gib'] > 0 for row in rows.values())
     if 'graph' in rows:                                      # a model whose step waits for the GPU has none
         assert rows['graph']['launches'] == 1
+
+
+@pytest.mark.parametrize('name', ('pi0', 'pi05', 'smolvla'))
+def test_ways_to_act(monkeypatch, name):
+    """bench/versus_vla.py --what=gpu: encode and sample are captured, and give the chunk of the eager call."""
+    monkeypatch.setattr(versus_vla, 'preset', 'tiny')
+    monkeypatch.setattr(vla_gpu, 'rows', lambda models, *_: models)
+    clock = timing.Clock('cuda', 'float32', reps=2)
+    rows = vla_gpu.act_rows(name, *versus_vla.gpu_rows(clock)[name], clock, ('eager', 'compiled'), 1e12, 1e12)
+    assert [row['case'].split(', weights')[0] for row in rows if row['against'] != 'LeRobot'][:4] == [
+        f'{name} act, {way}' for way in ('eager', 'eager, graph', 'compiled', 'compiled, graph')]
+    assert all(row['difference'] < 1e-3 for row in rows)
 
 
 def test_a_replayed_step_is_a_step():
