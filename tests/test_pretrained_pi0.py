@@ -312,7 +312,7 @@ def test_a_run_on_sentences(pi05, data_dir, tmp_path, bpe):
     flags = [f'--{key}={value}' for key, value in (small | {'tokenizer_max_length': 64}).items()]
     common = ['train.py', '--model=pi0', '--dataset=told', f'--data_dir={data_dir}', '--device=cpu',
               '--batch_size=4', '--val_batches=1', f'--pi05={pi05}', *flags]
-    script(*common, f'--out_dir={tmp_path}/a', '--max_steps=2', '--ema_decay=0.9')
+    script(*common, f'--out_dir={tmp_path}/a', '--max_steps=2', '--ema_decay=0.9', '--eval_every=2')
     script(*common, f'--out_dir={tmp_path}/b', '--max_steps=1', '--lr=0', f'--init_from={tmp_path}/a')
     file.unlink()
     script(*common, f'--out_dir={tmp_path}/a', '--max_steps=3', '--ema_decay=0.9', '--resume=True')
@@ -322,8 +322,12 @@ def test_a_run_on_sentences(pi05, data_dir, tmp_path, bpe):
     assert getattr(model, name).abs().sum() > 0
     batch = P.example(model.cfg, 2)
     assert model.act(batch).shape == (2, 8, 2)
-    said, _ = script('eval.py', f'--ckpt={tmp_path}/a', '--protocol=actions', '--stride=8')
-    assert 0 < json.loads(said)['l1_sigma'] < 10
+    said, table = script('eval.py', f'--ckpt={tmp_path}/a', '--protocol=actions', '--stride=8')
+    result = json.loads(said)
+    assert 0 < result['l1_sigma'] < 10 and {*result['misled']} == {'wrong_sentence', 'blind'}
+    assert 'wrong_sentence minus model, in L1: ' in table and '\n         blind  ' in table
+    logged = (tmp_path / 'a' / 'logs.json.txt').read_text()              # not while it trains: it takes long
+    assert 'eval/l1_sigma' in logged and 'wrong_sentence' not in logged
     ids = (bpe[0].encode('Task: go left, State:') if pi05 else None)
     want = ids.ids if ids else words.hashed('go left\n', 4096, {})
     assert model.text[0][:len(want) + 2].tolist() == [2, *want, -1]
