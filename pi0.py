@@ -62,6 +62,7 @@ SAMPLING = ('n_action_steps', 'num_inference_steps')
 META, ENTERED = True, ('act',)   # for contract.py: it can be built from a file alone; and shared by GPUs
 INITIAL = {'tokenizer': words.SAVED}     # a checkpoint has its sentences in tokens
 OWN = ('text', 'numbers', 'after', 'hashed')             # buffers that stay with weights from elsewhere
+AGREE = {'hashed': words.KINDS}          # and those that must be the same there
 MAY_BE_0 = 'empty_cameras', 'drop_n_last_frames', 'tokenizer_max_length'
 POSITIVE = 'time_sampling_beta_alpha', 'time_sampling_beta_beta', 'min_period', 'max_period'
 BOS = 2                       # PaliGemma's first token of every text

@@ -64,6 +64,7 @@ SAMPLING = ('n_action_steps', 'num_steps')
 META, ENTERED = True, ('act', 'across')  # for contract.py: from a file alone; and shared by GPUs
 INITIAL = {'tokenizer': words.SAVED}     # a checkpoint has its sentences in tokens
 OWN = ('text', 'hashed')      # buffers that stay with weights from elsewhere
+AGREE = {'hashed': words.KINDS}          # and those that must be the same there
 FIRST = '<|im_start|>', 1     # a token of SmolVLM2 and its number, by which its tokenizer is known
 MAY_BE_0 = 'empty_cameras', 'drop_n_last_frames'
 POSITIVE = 'expert_width_multiplier', 'min_period', 'max_period'

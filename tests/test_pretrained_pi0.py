@@ -316,6 +316,10 @@ def test_a_run_on_sentences(pi05, data_dir, tmp_path, bpe):
               '--batch_size=4', '--val_batches=1', f'--pi05={pi05}', *flags]
     script(*common, f'--out_dir={tmp_path}/a', '--max_steps=2', '--ema_decay=0.9', '--eval_every=2')
     script(*common, f'--out_dir={tmp_path}/b', '--max_steps=1', '--lr=0', f'--init_from={tmp_path}/a')
+    other = '--tokenizer=' if pi05 else f'--tokenizer={file}'
+    _, errors = script(*common, f'--out_dir={tmp_path}/c', f'--vocab_size={4096 if pi05 else bpe[2]}', other,
+                       f'--init_from={tmp_path}/a', code=1)
+    assert f'{tmp_path}/a: {words.KINDS[not pi05]}' in one_line(errors)
     file.unlink()
     script(*common, f'--out_dir={tmp_path}/a', '--max_steps=3', '--ema_decay=0.9', '--resume=True')
     model, meta = checkpoint.load(tmp_path / 'a')
@@ -457,7 +461,8 @@ def test_quantiles_that_a_folder_lacks(tmp_path):
     path = folder_of(tmp_path / 'policy', source(True))
     for file in 'normalizer.safetensors', 'unnormalizer.safetensors':
         stats = load_file(path / file)
-        save_file({key.replace('q01', 'mean').replace('q99', 'std'): x for key, x in stats.items()}, path / file)
+        stats = {key.replace('q01', 'mean').replace('q99', 'std'): x for key, x in stats.items()}
+        save_file(stats, path / file)
     with pytest.raises(SystemExit) as stop:
         P.Model.from_pretrained(path)
     assert 'policy has no q01 of observation.state, beside the weights or among' in one_line(stop.value.code)
