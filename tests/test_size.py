@@ -20,7 +20,7 @@ BUDGET = {              # lines, comments and blanks included
     'act.py': 495,
     # 480, and LeRobot's folders, what it keeps of LeRobot, a line per mistake; what is of a micro-batch
     'diffusion_policy.py': 535,
-    'pi0.py': 680, 'smolvla.py': 630,  # 600, and a mark on each of its 16 copies
+    'pi0.py': 680, 'smolvla.py': 635,  # 600, and a mark on each of its 16 copies; strange cameras
     'cem.py': 160, 'arx5_export.py': 180,
     'words.py': 80,             # sentences by a tokenizer, or without
     'vision.py': 205,           # ResNet-18 under our names and under published ones
