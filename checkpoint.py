@@ -293,9 +293,9 @@ def start_from(model, M, src, keep):
         asks = keep and 'stats' in inspect.signature(M.Model.from_pretrained).parameters
         there = M.Model.from_pretrained(src, **({'stats': None} if asks else {}))
         source, weights = src, there.state_dict()
-    if 'hashed' in weights and bool(weights['hashed']) != bool(model.hashed):
-        told = "hashes: tokenizer = ''" if weights['hashed'] else "a VLM's: tokenizer = its tokenizer.json"
-        sys.exit(f'init_from = {src}: its words are {told}')
+    for name, told in getattr(M, 'AGREE', {}).items():
+        if name in weights and bool(weights[name]) != bool(getattr(model, name)):
+            sys.exit(f'init_from = {src}: {told[bool(weights[name])]}')
     fill(model, {key: value for key, value in weights.items() if key not in own}, source, may_lack=own)
 
 

@@ -25,6 +25,8 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
     UNNORMALISED   optional: keys that the model reads as they are
     OWN            optional: buffers that follow from the Config, such as its sentences in tokens, and stay
                    where weights come from another run or file (init_from)
+    AGREE          optional: {buffer that is true or false: (what to say where weights from elsewhere have
+                   False, where True)}, where it must be the same
     tasks          optional, of Config: the sentences of meta.json, which `task` numbers
     META           optional: True: the model may be built on torch's meta device, for weights from a file;
                    its buffers then are on the CPU all the same

@@ -64,6 +64,7 @@ SAMPLING = ('n_action_steps', 'num_steps')
 META, ENTERED = True, ('act', 'across')  # for contract.py: from a file alone; and shared by GPUs
 INITIAL = {'tokenizer': words.SAVED}     # a checkpoint has its sentences in tokens
 OWN = ('text', 'hashed')      # buffers that stay with weights from elsewhere
+AGREE = {'hashed': words.KINDS}          # and those that must be the same there
 FIRST = '<|im_start|>', 1     # a token of SmolVLM2 and its number, by which its tokenizer is known
 MAY_BE_0 = 'empty_cameras', 'drop_n_last_frames'
 POSITIVE = 'expert_width_multiplier', 'min_period', 'max_period'
@@ -523,6 +524,8 @@ class Model(nn.Module):
             raise ValueError(f'task: which of the {len(self.text)} sentences? want (B, 1), its number')
         if task is not None and not 0 <= int(task.min()) <= int(task.max()) < len(self.text):
             raise ValueError(f'task: {int(task.min())}..{int(task.max())}, of {len(self.text)} sentences')
+        if strange := {key for key in obs if key.startswith('image.') and key[6:] not in cfg.cameras}:
+            raise ValueError(f'{min(strange)}: none of its cameras, {", ".join(cfg.cameras)}')
         if (self.text[:, 0] < 0).any():
             raise ValueError('its sentences are not there: give tasks and tokenizer, or tell(tasks, PATH)')
         cache = self.encode({key: x.to(device) for key, x in obs.items()})

@@ -193,8 +193,9 @@ if eval_every:                                           # what cannot be judged
     stop_if(not M.EVAL, f'eval_every = {eval_every}: {model}.EVAL names no protocol; --eval_every=0')
     name = contract.protocol_for(M, folder)
     protocol, common = (importlib.import_module(f'protocols.{file}') for file in (name, 'common'))
+    judging = protocol.Keys(**getattr(protocol, 'QUICK', {}))
     try:
-        if not common.judged_on(protocol, folder, cfg, protocol.Keys(), M) and name == 'env':
+        if not common.judged_on(protocol, folder, cfg, judging, M) and name == 'env':
             protocol.simulator_of(M, folder)             # in which it will be judged
     except SystemExit as problem:
         stop_if(True, f'eval_every = {eval_every}, the {name} protocol: {problem.code}; or --eval_every=0')
@@ -403,7 +404,7 @@ def measured(validate, evaluate):
                     found['val/loss'] = val_loss()
                 if evaluate:
                     among = {} if fsdp else {'rank': rank, 'world': world}
-                    result = protocol.evaluate(raw, folder, protocol.Keys(), **among)
+                    result = protocol.evaluate(raw, folder, judging, **among)
                     numbers = {key: math.nan if value is None else value for key, value in result.items()
                                if value is None or isinstance(value, float)}         # JSON has no nan
                     found |= {f'eval/{key}': value for key, value in numbers.items()}

@@ -20,7 +20,7 @@ BUDGET = {              # lines, comments and blanks included
     'act.py': 495,
     # 480, and LeRobot's folders, what it keeps of LeRobot, a line per mistake; what is of a micro-batch
     'diffusion_policy.py': 535,
-    'pi0.py': 680, 'smolvla.py': 630,  # 600, and a mark on each of its 16 copies
+    'pi0.py': 680, 'smolvla.py': 635,  # 600, and a mark on each of its 16 copies; strange cameras
     'cem.py': 160, 'arx5_export.py': 180,
     'words.py': 80,             # sentences by a tokenizer, or without
     'vision.py': 205,           # ResNet-18 under our names and under published ones
@@ -40,9 +40,9 @@ BUDGET = {              # lines, comments and blanks included
     'protocols/goals.py': 320,  # two worlds, three costs, a planner that may look again, in latents too
     'protocols/video.py': 280,  # frames, moving pixels and tiles, for three predictors and a codec
     'logger.py': 200,           # three trackers
-    'data/loader.py': 320,      # 220, and the episodes that a training adds, forgets and saves
+    'data/loader.py': 325,      # 220, and the episodes that a training adds, forgets and saves; sentences
     'data/statistics.py': 60, 'data/rollout.py': 60,
-    'data/layout.py': 345,      # every way in which a folder can be wrong has its line
+    'data/layout.py': 355,      # every way in which a folder can be wrong has its line
     # refuses before the work what would train wrongly; latents without pictures; shards bounded in bytes
     'data/writer.py': 460,
     'data/latents.py': 90,
