@@ -320,6 +320,9 @@ def test_a_run_on_sentences(pi05, data_dir, tmp_path, bpe):
     _, errors = script(*common, f'--out_dir={tmp_path}/c', f'--vocab_size={4096 if pi05 else bpe[2]}', other,
                        f'--init_from={tmp_path}/a', code=1)
     assert f'{tmp_path}/a: {words.KINDS[not pi05]}' in one_line(errors)
+    _, errors = script(*common, f'--pi05={not pi05}', f'--out_dir={tmp_path}/c', f'--init_from={tmp_path}/a',
+                       code=1)
+    assert 'it belongs to another model or Config' in one_line(errors)
     file.unlink()
     script(*common, f'--out_dir={tmp_path}/a', '--max_steps=3', '--ema_decay=0.9', '--resume=True')
     model, meta = checkpoint.load(tmp_path / 'a')
@@ -414,7 +417,7 @@ def test_folders_to_start_from(kind, flags, damage, told, refused, tmp_path, bpe
 
 @pytest.mark.parametrize('pi05', (True, False))
 def test_a_pi05_is_no_pi0(pi05, refused, tmp_path, bpe):
-    """Neither what LeRobot saved, nor a run of ours."""
+    """What LeRobot saved; a run of ours: test_a_run_on_sentences."""
     folder_of(tmp_path / 'policy', source(pi05, tokenizer=bpe[1], vocab_size=bpe[2]))
     assert 'it belongs to another model or Config' in refused('pi0' if pi05 else 'pi05', *OURS)
 
