@@ -207,6 +207,8 @@ contract.fill_statistics(raw, M, windows, train_data.meta, folder)
 if init_from and not going_on:
     of_the_data = contract.statistics(raw, train_data.meta)
     checkpoint.start_from(raw, M, init_from, keep=() if keep_stats else of_the_data)
+if not going_on:
+    contract.agree(raw, M, train_data.meta, folder)
 raw.to(device)
 places = [x.untyped_storage().data_ptr() for x in raw.state_dict().values() if x.numel()]
 stop_if(len({*places}) < len(places),
