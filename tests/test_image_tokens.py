@@ -344,6 +344,11 @@ def test_tokens_of_other_weights_are_refused(made, tmp_path, monkeypatch):
     script(*flags(model, root, *more))
     _, err = script('eval.py', f'--ckpt={tmp_path}/run', '--protocol=loss', '--dataset=tokens', code=1)
     assert says in one_line(err)
+    # the same ViT, but smaller pictures
+    more = '--dataset=pixels', f'--init_from={root}/policy', f'--out_dir={tmp_path}/small'
+    script(*flags(model, root, *more, '--image_resolution=8,8'))
+    _, err = script('eval.py', f'--ckpt={tmp_path}/small', '--protocol=loss', '--dataset=tokens', code=1)
+    assert 'features = (4, 32): image_resolution' in one_line(err) and 'make (1, 32) of a picture' in err
 
 
 @pytest.mark.parametrize('name', ('pi0', 'nothing', 'heads', 'lacks', 'cut', 'video', 'alone'))
