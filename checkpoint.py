@@ -28,8 +28,8 @@ import urllib.request
 from http.client import HTTPException
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 import contract
@@ -177,12 +177,32 @@ def read(folder, file, advice='take another checkpoint of this run'):
         elif file.endswith(('.pt', '.pth', '.ckpt')):
             content = torch.load(path, map_location='cpu', weights_only=True)
         else:
-            content = load_file(path)
+            content = mapped(path)
     except Exception as error:                           # garbage that is unpickled raises whatever it likes
         sys.exit(f'cannot read {path}: {reason_of(error)}; {advice}')
     if not isinstance(content, dict):
         sys.exit(f'cannot read {path}: it holds a {type(content).__name__}; {advice}')
     return content
+
+
+def mapped(path):
+    """
+    {key: tensor} of a safetensors file. Their bytes come when they are asked for, and go with them: each
+    has a mapping of its own, so that a large file is never in memory twice.
+    """
+    def one(key):
+        with safe_open(path, 'pt') as f:
+            return f.get_tensor(key)
+    with safe_open(path, 'pt') as f:
+        return {key: one(key) for key in f.keys()}
+
+
+def part(x, like):
+    """A tensor that every rank has -> what this one keeps of it, if ranks share (train.py's fsdp) `like`."""
+    if not hasattr(like, 'device_mesh'):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(x.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def read_meta(folder):
@@ -214,7 +234,7 @@ def load(path, ema=True, which='latest', device='cpu', **over):
         cfg = M.Config(**plain_config(meta['model_config'], M) | over)
     except TypeError as error:                                       # a Config field that came or went since
         sys.exit(f'{folder}/meta.json does not fit {meta["model"]}.py: {error}')
-    model = contract.attempt(M, M.Model, cfg)
+    model = contract.build(M, cfg, empty=True)
     file = weights_file(folder, ema)
     fill(model, read(folder, file), os.path.join(folder, file))
     return model.to(pick_device(device)).eval(), meta
@@ -232,10 +252,10 @@ def weights_file(folder, ema=True):
     return 'ema.safetensors' if averaged else 'model.safetensors'
 
 
-def fill(model, weights, source, may_lack=(), assign=False):
+def fill(model, weights, source, may_lack=()):
     """
-    Strict load, but for buffers in may_lack; one line instead of torch's page when keys or shapes differ.
-    assign: the tensors become the model's own, which may be one without memory, on the meta device.
+    Strict load, but for buffers in may_lack; one line instead of torch's page when keys or shapes differ. A
+    model without memory, on the meta device, takes the tensors themselves.
     """
     own = model.state_dict()
     missing = sorted(own.keys() - weights.keys() - set(may_lack))
@@ -246,7 +266,7 @@ def fill(model, weights, source, may_lack=(), assign=False):
         if keys:
             more = f' and {len(keys) - 1} more' if len(keys) > 1 else ''
             sys.exit(f'{source} {problem} {keys[0]}{more}: it belongs to another model or Config')
-    model.load_state_dict(weights, strict=not may_lack, assign=assign)
+    model.load_state_dict(weights, strict=not may_lack, assign=any(x.is_meta for x in own.values()))
 
 
 def is_run(src):
@@ -278,9 +298,9 @@ def start_from(model, M, src, keep):
         asks = keep and 'stats' in inspect.signature(M.Model.from_pretrained).parameters
         there = M.Model.from_pretrained(src, **({'stats': None} if asks else {}))
         source, weights = src, there.state_dict()
-    if 'hashed' in weights and bool(weights['hashed']) != bool(model.hashed):
-        told = "hashes: tokenizer = ''" if weights['hashed'] else "a VLM's: tokenizer = its tokenizer.json"
-        sys.exit(f'init_from = {src}: its words are {told}')
+    for name, told in getattr(M, 'AGREE', {}).items():
+        if name in weights and bool(weights[name]) != bool(getattr(model, name)):
+            sys.exit(f'init_from = {src}: {told[bool(weights[name])]}')
     fill(model, {key: value for key, value in weights.items() if key not in own}, source, may_lack=own)
 
 
@@ -368,7 +388,7 @@ def lerobot_model(M, values, weights, src, parts=('',)):
     except ValueError as error:
         sys.exit(f'{src}: {error}')
     others = {key for key in model.state_dict() if not key.startswith(parts)}
-    fill(model, lerobot_weights(M, model, weights, src, parts), src, {*M.OWN, *others}, assign=True)
+    fill(model, lerobot_weights(M, model, weights, src, parts), src, {*M.OWN, *others})
     return model.eval()
 
 
@@ -380,10 +400,12 @@ def lerobot_weights(M, model, weights, src, parts=('',)):
     word = M.published('embed_tokens.weight')
     if word not in weights and M.HEAD not in weights:
         sys.exit(f'{src} has neither {word} nor {M.HEAD}: the VLM would read noise; take the whole file')
-    found = {word: weights.get(M.HEAD)} | weights        # fine-tunes may hold both, the embedding is right
-    names, dead = {M.published(key): key for key in model.state_dict()}, {M.HEAD, *M.dead(model.cfg)}
+    head = weights.pop(M.HEAD, None)
+    weights.setdefault(word, head)                       # fine-tunes may hold both, the embedding is right
+    names, dead = {M.published(key): key for key in model.state_dict()}, {*M.dead(model.cfg)}
     dead |= {theirs for theirs, ours in names.items() if not ours.startswith(parts)}
-    return {names.get(key, key): x.float() for key, x in found.items() if key not in dead}
+    # each is let go before the next comes: no two copies of all of them are ever there
+    return {names.get(key, key): weights.pop(key).float() for key in [*weights] if key not in dead}
 
 
 def lerobot_statistics(folder, weights, features):
@@ -432,7 +454,10 @@ def load_optimizer(model, optimizer, state, source):
             first = differ[0] if differ else sorted(there.keys() - {name for name, _ in ours})[0]
             sys.exit(f'{source}/state.pt and the model differ in {first}; was {model.__module__}.py edited? '
                      'Undo that, or start a new run from these weights with --init_from')
+        params = [p for group in optimizer.param_groups for p in group['params']]
         moved = {i: moments[there[name][0]] for i, (name, _) in enumerate(ours) if there[name][0] in moments}
+        moved = {i: {key: part(x, params[i]) if getattr(x, 'shape', ()) == params[i].shape else x
+                     for key, x in state.items()} for i, state in moved.items()}
         # lr, weight_decay and betas are those that are set now
         optimizer.load_state_dict({'state': moved, 'param_groups': optimizer.state_dict()['param_groups']})
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -25,10 +25,16 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
     UNNORMALISED   optional: keys that the model reads as they are
     OWN            optional: buffers that follow from the Config, such as its sentences in tokens, and stay
                    where weights come from another run or file (init_from)
+    AGREE          optional: {buffer that is true or false: (what to say where weights from elsewhere have
+                   False, where True)}, where it must be the same
     tasks          optional, of Config: the sentences of meta.json, which `task` numbers
     FORM           optional: Config fields that say in which form data hold what it sees, such as pictures or
                    what was made of them. Those of meta.json win when a trained model meets other data
-    agrees(meta)   optional, of Model: ValueError where its weights do not go with what was made of pictures
+    suits(meta)    optional, of Model: ValueError where its weights do not go with what was made of pictures
+    META           optional: True: the model may be built on torch's meta device, for weights from a file;
+                   its buffers then are on the CPU all the same
+    ENTERED        optional, for fsdp: methods besides forward in which the model, or a layer (an entry of a
+                   ModuleList), is entered
 
 PRESETS and example(cfg, batch_size) are for tests and bench/: a run does without them. Only files of this
 folder are models: a checkpoint names its model, and must not name other code that would then be run.
@@ -38,6 +44,7 @@ import difflib
 import importlib.util
 import os
 import sys
+from contextlib import nullcontext
 
 import torch
 
@@ -187,6 +194,12 @@ def windows_of(M, cfg):
     return windows
 
 
+def build(M, cfg, empty=False):
+    """The model. empty: for weights that come from a file, so without memory where the model can be that."""
+    with torch.device('meta') if empty and getattr(M, 'META', False) else nullcontext():
+        return attempt(M, M.Model, cfg)
+
+
 def attempt(M, make, cfg):
     """make(cfg), or the model's own line about the value of its Config that is impossible."""
     try:
@@ -237,10 +250,10 @@ def statistics(model, meta):
     return there & dict(model.named_buffers()).keys()
 
 
-def agree(model, M, meta, folder):
-    """One line where data were made by other weights than the model has; see `agrees`."""
+def suited(model, M, meta, folder):
+    """One line where data were made by other weights than the model has; see `suits`."""
     try:
-        getattr(model, 'agrees', lambda meta: None)(meta)
+        getattr(model, 'suits', lambda meta: None)(meta)
     except ValueError as error:
         sys.exit(f'{M.__name__} on {folder}: {error}')
 
@@ -252,7 +265,7 @@ def meet(model, M, folder):
         for name in M.FORM:
             default = getattr(defaults, name)
             setattr(model.cfg, name, fit(meta['facts'].get(name, default), default))
-        agree(model, M, meta, folder)
+        suited(model, M, meta, folder)
 
 
 def check_output(M, out, grad=True):

@@ -64,8 +64,10 @@ import words
 EVAL = ('env', 'actions')     # protocols that understand it; the first that the data serve is the default
 PAD = True                    # windows reach beyond the ends of an episode, whose edges repeat
 SAMPLING = ('n_action_steps', 'num_steps')
+META, ENTERED = True, ('act', 'across')  # for contract.py: from a file alone; and shared by GPUs
 INITIAL = {'tokenizer': words.SAVED}     # a checkpoint has its sentences in tokens
 OWN = ('text', 'hashed')      # buffers that stay with weights from elsewhere
+AGREE = {'hashed': words.KINDS}          # and those that must be the same there
 FORM = ('features',)          # what is stored of pictures: a trained model takes what the data at hand have
 FIRST = '<|im_start|>', 1     # a token of SmolVLM2 and its number, by which its tokenizer is known
 VLM = 'smolvlm'               # model_type in config.json of SmolVLM2's own folder
@@ -404,7 +406,8 @@ class Model(nn.Module):
             part.requires_grad_(False)
         for key in 'state', 'action':                    # of the training data, from meta.json
             for name, neutral in ('mean', 0.0), ('std', 1.0):
-                self.register_buffer(f'{key}_{name}', torch.full((getattr(cfg, f'{key}_dim'),), neutral))
+                self.register_buffer(f'{key}_{name}', torch.full((getattr(cfg, f'{key}_dim'),), neutral,
+                                                                       device='cpu'))
         for name in OWN:
             self.register_buffer(name, torch.tensor(True, device='cpu'))
         self.tell(cfg.tasks, cfg.tokenizer)
@@ -548,6 +551,8 @@ class Model(nn.Module):
             raise ValueError(f'task: which of the {len(self.text)} sentences? want (B, 1), its number')
         if task is not None and not 0 <= int(task.min()) <= int(task.max()) < len(self.text):
             raise ValueError(f'task: {int(task.min())}..{int(task.max())}, of {len(self.text)} sentences')
+        if strange := {key for key in obs if key.startswith('image.') and key[6:] not in cfg.cameras}:
+            raise ValueError(f'{min(strange)}: none of its cameras, {", ".join(cfg.cameras)}')
         if (self.text[:, 0] < 0).any():
             raise ValueError('its sentences are not there: give tasks and tokenizer, or tell(tasks, PATH)')
         cache = self.encode({key: x.to(device) for key, x in obs.items()})
@@ -616,7 +621,7 @@ class Model(nn.Module):
                 digest.update(p.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()
 
-    def agrees(self, meta):
+    def suits(self, meta):
         """ValueError where the data hold other tokens than this model makes of their pictures."""
         check(self.cfg)
         made = meta.get('features') or {}

@@ -11,8 +11,8 @@ Keys belong either to this file (below) or to the model's Config; config files a
 (configurator.py). One optimizer step uses batch_size samples: micro_batch per GPU and pass x passes x GPUs.
 Batch and noise of a step are pure functions of (seed, step), so a resumed run does, to the bit on a CPU, what
 an unbroken one would have. A model with a `refresh` makes its own data, between steps. Ctrl-C, SIGTERM,
-SIGHUP and a closed pipe save at the next step and exit 0; during validation they do not wait for its end. A
-loss that is not finite stops the run and names its samples.
+SIGHUP and a closed pipe save at the next step and exit 0; during validation they do not wait for its end,
+but with fsdp. A loss that is not finite stops the run and names its samples.
 """
 from configurator import configure, polite_exit
 
@@ -82,6 +82,7 @@ device = 'auto'               # auto = cuda if there is one, else cpu
 dtype = 'auto'                # float32 | bfloat16 (autocast); auto = bfloat16 on cuda, else float32
 compile = 'auto'              # True | False; auto = True on cuda
 deterministic = False         # bitwise the same on CUDA too, slower
+fsdp = False                  # weights, gradients, optimizer: each GPU keeps a part; where one has no room
 config, changed = configure(globals(), contract.owners)
 
 # ---- who are we ----
@@ -156,6 +157,9 @@ if ddp:                                                  # gloo beside nccl: sto
 
 # ---- data ----
 M = contract.load(model)
+stop_if(fsdp and not ddp, 'fsdp = True: there is nobody to share with; start it with torchrun')
+stop_if(fsdp and not hasattr(M, 'ENTERED'), f'fsdp = True: {model}.py names no ENTERED, the methods in which '
+        'layers are entered; its weights have room on one GPU, choose False')
 values = {field.name: config[field.name] for field in fields(M.Config)}
 cfg = contract.attempt(M, lambda values: M.Config(**values), values)
 windows = contract.windows_of(M, cfg)
@@ -189,8 +193,9 @@ if eval_every:                                           # what cannot be judged
     stop_if(not M.EVAL, f'eval_every = {eval_every}: {model}.EVAL names no protocol; --eval_every=0')
     name = contract.protocol_for(M, folder)
     protocol, common = (importlib.import_module(f'protocols.{file}') for file in (name, 'common'))
+    judging = protocol.Keys(**getattr(protocol, 'QUICK', {}))
     try:
-        if not common.judged_on(protocol, folder, cfg, protocol.Keys(), M) and name == 'env':
+        if not common.judged_on(protocol, folder, cfg, judging, M) and name == 'env':
             protocol.simulator_of(M, folder)             # in which it will be judged
     except SystemExit as problem:
         stop_if(True, f'eval_every = {eval_every}, the {name} protocol: {problem.code}; or --eval_every=0')
@@ -199,7 +204,8 @@ if eval_every:                                           # what cannot be judged
 torch.manual_seed(seed)
 going_on = os.path.exists(os.path.join(out_dir, 'latest')) and checkpoint.pointer(out_dir, 'latest')
 # raw is ours; net, below, is what DDP makes of it. Files that a run once started from may be gone
-raw = contract.attempt(M, M.Model, replace(cfg, **contract.initial(M)) if going_on else cfg)
+raw = contract.build(M, replace(cfg, **contract.initial(M)) if going_on else cfg,
+                     empty=bool(going_on or init_from and not checkpoint.is_vlm(M, init_from)))
 members = getattr(cfg, 'members', 1)
 stop_if(micro_batch % members,
         f'{micro_batch} samples per GPU and pass are no multiple of members = {members}')
@@ -208,14 +214,7 @@ if init_from and not going_on:
     of_the_data = contract.statistics(raw, train_data.meta)
     checkpoint.start_from(raw, M, init_from, keep=() if keep_stats else of_the_data)
 if not going_on:
-    contract.agree(raw, M, train_data.meta, folder)
-raw.to(device)
-places = [x.untyped_storage().data_ptr() for x in raw.state_dict().values() if x.numel()]
-stop_if(len({*places}) < len(places),
-        f'{model}: two tensors share their memory, which cannot be saved; tie weights in forward instead')
-optimizer = raw.configure_optimizers(lr, weight_decay, betas)
-names, params = zip(*((name, p) for name, p in raw.named_parameters() if p.requires_grad))
-averages = [p.detach().clone() for p in params] if ema_decay else []         # EMA, in the order of params
+    contract.suited(raw, M, train_data.meta, folder)
 
 # ---- the folder of the run; go on from its latest checkpoint ----
 locked = ''
@@ -232,7 +231,7 @@ stop_if(locked, locked)
 start, best, judged = 0, None, True                      # judged: step `start` has been validated already
 refreshed, made = -1, {}                                 # the step of the last refresh, and what it returned
 run_id = uuid.uuid4().hex[:16]                           # by which wandb and swanlab know this run again
-if checkpoint.pointer(out_dir, 'latest'):
+if going_on:
     stop_if(not resume,
             f'{out_dir} already holds a run: --resume=True goes on with it, --out_dir=... starts anew')
     source = checkpoint.find(out_dir)
@@ -246,16 +245,8 @@ if checkpoint.pointer(out_dir, 'latest'):
     stop_if(differ, f'{source} was trained with {"; ".join(differ)}: set it back or choose another --out_dir')
     stop_if(saved['data_sha'] != data_sha,
             f'{source} was trained on other data than {folder}; choose another --out_dir')
-    checkpoint.fill(raw, checkpoint.read(source, 'model.safetensors'), source)
-    if averages:
-        stop_if(not saved['config'].get('ema_decay'),
-                f'{source} has no averaged weights: resume with --ema_decay=0')
-        file = checkpoint.read(source, 'ema.safetensors')
-        spoilt = [name for name, p in zip(names, params) if name not in file or file[name].shape != p.shape]
-        stop_if(spoilt, f'{source}/ema.safetensors lacks {", ".join(spoilt[:3])}, or in another shape: '
-                'it is damaged; take another checkpoint, or resume with --ema_decay=0')
-        averages = [file[name].to(device) for name in names]
-    checkpoint.load_optimizer(raw, optimizer, checkpoint.read(source, 'state.pt'), source)
+    stop_if(ema_decay and not saved['config'].get('ema_decay'),
+            f'{source} has no averaged weights: resume with --ema_decay=0')
     if refresh_every:
         train_data.restore(checkpoint.read(source, 'store.safetensors'), f'{source}/store.safetensors')
         refreshed, made = saved.get('refreshed', -1), saved.get('made', {})
@@ -275,9 +266,42 @@ else:
             'write the name of the one to go on from into it, or choose another --out_dir')
     if resume:
         say(f'nothing to resume in {out_dir}: starting at step 0')
-if compile:
+
+# ---- weights in their place, and the optimizer ----
+if going_on:
+    checkpoint.fill(raw, checkpoint.read(source, 'model.safetensors'), source)
+places = [x.untyped_storage().data_ptr() for x in raw.state_dict().values() if x.numel()]
+stop_if(len({*places}) < len(places),
+        f'{model}: two tensors share their memory, which cannot be saved; tie weights in forward instead')
+if fsdp:                                                 # a layer is whole only while it is at work
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    mesh = init_device_mesh('cuda' if on_cuda else 'cpu', (world,))
+    layers = [layer for part in raw.modules() if isinstance(part, torch.nn.ModuleList) for layer in part]
+    for part in (*layers, raw):
+        if compile and part is not raw:
+            part.compile(dynamic=False)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        for entry in M.ENTERED:
+            if hasattr(part, entry): register_fsdp_forward_method(part, entry)
+    type(raw).__module__ = model                         # by which protocols find the file
+else:
+    raw.to(device)
+optimizer = raw.configure_optimizers(lr, weight_decay, betas)
+names, params = zip(*((name, p) for name, p in raw.named_parameters() if p.requires_grad))
+averages = [p.detach().clone() for p in params] if ema_decay else []         # EMA, in the order of params
+if going_on and averages:
+    file = checkpoint.read(source, 'ema.safetensors')
+    spoilt = [name for name, p in zip(names, params) if name not in file or file[name].shape != p.shape]
+    stop_if(spoilt, f'{source}/ema.safetensors lacks {", ".join(spoilt[:3])}, or in another shape: '
+            'it is damaged; take another checkpoint, or resume with --ema_decay=0')
+    for name, x in zip(names, averages):
+        x.copy_(checkpoint.part(file.pop(name), x))
+if going_on:
+    checkpoint.load_optimizer(raw, optimizer, checkpoint.read(source, 'state.pt'), source)
+if compile and not fsdp:
     raw.compile(dynamic=False)  # in place: torch.compile(raw) would put _orig_mod. into keys
-net = DDP(raw, device_ids=[local] if on_cuda else None) if ddp else raw
+net = DDP(raw, device_ids=[local] if on_cuda else None) if ddp and not fsdp else raw
 autocast = torch.autocast(device.split(':')[0], torch.bfloat16) if dtype == 'bfloat16' else nullcontext()
 
 
@@ -313,6 +337,15 @@ def update_averages(n):
     torch._foreach_lerp_(averages, params, 1 - decay)
 
 
+@torch.no_grad()
+def swap_averages():
+    """The weights for their averages, or back; one at a time, because all at once may have no room."""
+    for p, x in zip(params, averages):
+        kept = p.clone()
+        p.copy_(x)
+        x.copy_(kept)
+
+
 def average(*values):
     """Mean of each scalar over the ranks, on the host."""
     total = torch.tensor(values, dtype=torch.float64)
@@ -346,17 +379,13 @@ def val_loss():
 @contextmanager
 def as_judged():
     """In eval mode, with the averaged weights if there are any; then back."""
-    backup = [p.detach().clone() for p in params] if averages else []
     raw.eval()
+    swap_averages()
     try:
         with torch.no_grad(), autocast:
-            if averages:
-                torch._foreach_copy_(params, averages)
             yield
     finally:
-        with torch.no_grad():
-            if averages:
-                torch._foreach_copy_(params, backup)
+        swap_averages()
         raw.train()
 
 
@@ -369,13 +398,15 @@ def measured(validate, evaluate):
     try:
         with as_judged():
             try:
-                interruptible.append(True)
-                if asked_to_stop:
-                    raise KeyboardInterrupt
+                if not fsdp:                             # there all ranks have to come to each layer
+                    interruptible.append(True)
+                    if asked_to_stop:
+                        raise KeyboardInterrupt
                 if validate:
                     found['val/loss'] = val_loss()
                 if evaluate:
-                    result = protocol.evaluate(raw, folder, protocol.Keys(), rank=rank, world=world)
+                    among = {} if fsdp else {'rank': rank, 'world': world}
+                    result = protocol.evaluate(raw, folder, judging, **among)
                     numbers = {key: math.nan if value is None else value for key, value in result.items()
                                if value is None or isinstance(value, float)}         # JSON has no nan
                     found |= {f'eval/{key}': value for key, value in numbers.items()}
@@ -401,17 +432,27 @@ def made_anew():
     return {f'refresh/{key}': value for key, value in found.items()}
 
 
+def whole(x):
+    """With fsdp all ranks come, each with its part; the first has the tensor then, on the host."""
+    if not hasattr(x, 'full_tensor'):
+        return x
+    x = x.full_tensor()
+    return x.cpu() if master else None
+
+
 def save(step, metrics, is_best):
-    weights = raw.state_dict()
+    weights = {key: whole(x) for key, x in raw.state_dict().items()}
     meta = dict(step=step, model=model, model_config=asdict(cfg), config=config, metrics=metrics, best=best,
                 judged=judged, params=n_params, git=git, torch=torch.__version__, data_sha=data_sha,
                 model_sha=model_sha, run_id=run_id)
     if refresh_every:
         meta |= {'refreshed': refreshed, 'made': made}
     state = optimizer.state_dict() | {'params': checkpoint.named_parameters(raw, optimizer)}
-    smoothed = weights | dict(zip(names, averages)) if averages else None
-    checkpoint.save(out_dir, step, weights, smoothed, state, meta, is_best, keep, keep_every,
-                    store=train_data.state() if refresh_every else None)
+    state['state'] = {i: {key: whole(x) for key, x in there.items()} for i, there in state['state'].items()}
+    smoothed = weights | {name: whole(x) for name, x in zip(names, averages)} if averages else None
+    if master:
+        checkpoint.save(out_dir, step, weights, smoothed, state, meta, is_best, keep, keep_every,
+                        store=train_data.state() if refresh_every else None)
 
 
 def check_finite():
@@ -520,7 +561,7 @@ while start < max_steps or not judged:
             found = None if stop else measured(validate, evaluate)
         except (Exception, SystemExit):  # what was trained must not be lost to a bad val split
             judged = False
-            if step > 0 and master:
+            if step > 0 and master and not fsdp:         # there it takes all ranks, who may be elsewhere
                 save(step, {}, False)
             raise
         metrics, judged = found or {}, found is not None             # else to be made up for after the resume
@@ -546,7 +587,7 @@ while start < max_steps or not judged:
     if value is not None and step > 0 and math.isfinite(value):
         is_best = best is None or (value < best if best_mode == 'min' else value > best)
         best = value if is_best else best
-    if (store or is_best or ((stop or lost or unknown) and fresh)) and step > 0 and master:
+    if (store or is_best or ((stop or lost or unknown) and fresh)) and step > 0 and (master or fsdp):
         save(step, metrics, is_best)
     stop_if(lost, f'validation loss is not finite at step {step}: '
             f'look at {folder}/val for numbers that are none')
@@ -576,7 +617,8 @@ while start < max_steps or not judged:
     logs = {}
     for i, rows in enumerate(passes(batch)):
         reseed(noise_seed, step, rank, i)
-        with net.no_sync() if ddp and i < accum - 1 else nullcontext():      # forward too: DDP decides there
+        last_pass = fsdp or not ddp or i == accum - 1    # fsdp: what waits would be whole in every rank
+        with nullcontext() if last_pass else net.no_sync():          # forward too: DDP decides there
             with autocast:
                 out = net(rows)
             if step == start and i == 0:
@@ -587,7 +629,8 @@ while start < max_steps or not judged:
     if hasattr(raw, 'clip_grad'):
         clipped = raw.clip_grad(grad_clip)
     else:
-        clipped = {'norm': torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf)}
+        norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf)
+        clipped = {'norm': norm.full_tensor() if fsdp else norm}
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if averages:

@@ -223,6 +223,9 @@ def check_info(info, A, S):
     pressed = isinstance(keys, dict) and all(len(key) == 1 and key.isalpha() for key in keys)
     want(pressed and all(isinstance(x, list) and len(x) == A and all(map(finite, x)) for x in keys.values()),
          f'play_keys = {keys!r}: want {{a letter: {A} numbers of an action}}')
+    tasks = info.get('tasks') or []
+    want(isinstance(tasks, list) and all(isinstance(task, str) for task in tasks),
+         f'tasks = {str(tasks)[:100]}: want a list of sentences')
     if info.get('tiles') is not None:
         check_tiles(info['tiles'])
 
@@ -335,6 +338,13 @@ def check_stats(stats, files, A, S):
 
 
 # ---- the arrays ----
+
+def check_task(task, tasks):
+    """task.npy as an array; tasks, the sentences that it numbers. A wrong number would pick another one."""
+    low, high = task.min(initial=0), task.max(initial=0)
+    want(not tasks or 0 <= low <= high < len(tasks),
+         f'it holds {low} to {high}; tasks of meta.json has the sentences 0 to {len(tasks) - 1}')
+
 
 def check_episodes(episodes, rows):
     """episodes.npy as an array. rows: {key: how many rows its file has}."""
