@@ -205,7 +205,7 @@ torch.manual_seed(seed)
 going_on = os.path.exists(os.path.join(out_dir, 'latest')) and checkpoint.pointer(out_dir, 'latest')
 # raw is ours; net, below, is what DDP makes of it. Files that a run once started from may be gone
 raw = contract.build(M, replace(cfg, **contract.initial(M)) if going_on else cfg,
-                     empty=bool(going_on or init_from))
+                     empty=bool(going_on or init_from and not checkpoint.is_vlm(M, init_from)))
 members = getattr(cfg, 'members', 1)
 stop_if(micro_batch % members,
         f'{micro_batch} samples per GPU and pass are no multiple of members = {members}')
@@ -213,6 +213,8 @@ contract.fill_statistics(raw, M, windows, train_data.meta, folder)
 if init_from and not going_on:
     of_the_data = contract.statistics(raw, train_data.meta)
     checkpoint.start_from(raw, M, init_from, keep=() if keep_stats else of_the_data)
+if not going_on:
+    contract.suited(raw, M, train_data.meta, folder)
 
 # ---- the folder of the run; go on from its latest checkpoint ----
 locked = ''
