@@ -277,8 +277,8 @@ def is_run(src):
 def start_from(model, M, src, keep):
     """
     init_from: fill the model with the weights of another run (averaged ones, if it has them), or of a
-    published checkpoint where the model file can read such. keep: names of buffers that stay, the statistics
-    of the new data; its sentences (OWN) stay anyway.
+    published checkpoint where the model file can read such; of a VLM alone, with those that it has. keep:
+    names of buffers that stay, the statistics of the new data; its sentences (OWN) stay anyway.
     """
     own = {*keep, *getattr(M, 'OWN', ())}
     if is_run(src) or not hasattr(M.Model, 'from_pretrained'):
@@ -288,14 +288,19 @@ def start_from(model, M, src, keep):
             sys.exit(f'init_from = {src}: it holds a {saved}, not a {M.__name__}')
         source = os.path.join(folder, weights_file(folder))
         weights = read(folder, weights_file(folder))
+    elif is_vlm(M, src):
+        source = os.path.join(src, 'model.safetensors')
+        weights = lerobot_weights(M, model, read_vlm(M, src, model.cfg.num_vlm_layers)[1], source)
+        own |= {key for key in model.state_dict() if not M.published(key).startswith(M.BODY)}
+        weights['hashed'] = torch.tensor(False)          # its words are a tokenizer's
     else:
         # who asks for statistics needs none where those of the new data stay
         asks = keep and 'stats' in inspect.signature(M.Model.from_pretrained).parameters
         there = M.Model.from_pretrained(src, **({'stats': None} if asks else {}))
         source, weights = src, there.state_dict()
-    if 'hashed' in weights and bool(weights['hashed']) != bool(model.hashed):
-        told = "hashes: tokenizer = ''" if weights['hashed'] else "a VLM's: tokenizer = its tokenizer.json"
-        sys.exit(f'init_from = {src}: its words are {told}')
+    for name, told in getattr(M, 'AGREE', {}).items():
+        if name in weights and bool(weights[name]) != bool(getattr(model, name)):
+            sys.exit(f'init_from = {src}: {told[bool(weights[name])]}')
     fill(model, {key: value for key, value in weights.items() if key not in own}, source, may_lack=own)
 
 
@@ -356,10 +361,24 @@ def read_lerobot(src, kind, fixed, modes=None, stats='required'):
     return config, weights, facts | {'obs': 'image' if cameras else 'keypoints'}
 
 
-def lerobot_model(M, values, weights, src):
+def is_vlm(M, src):
+    """Is it the own folder of the VLM in M's policies, as its makers published it?"""
+    there = hasattr(M, 'VLM') and os.path.exists(os.path.join(src, 'config.json'))
+    return there and read(src, 'config.json').get('model_type') == M.VLM
+
+
+def read_vlm(M, src, depth):
+    """Such a folder -> config.json, {key in a policy: tensor}; `depth` of the layers behind the pictures."""
+    weights = read(src, 'model.safetensors', 'want the whole folder, as published')
+    layers = {key: re.search(r'\.text_model\.layers\.(\d+)\.', key) for key in weights}
+    return read(src, 'config.json'), {M.BODY + key: x for key, x in weights.items()
+                                      if not layers[key] or int(layers[key][1]) < depth}
+
+
+def lerobot_model(M, values, weights, src, parts=('',)):
     """
     A vision-language-action model with a file's weights, in eval mode. values: of its Config, among others.
-    One line where they are impossible.
+    parts: beginnings of our names; the others stay on the meta device. One line where they are impossible.
     """
     values = contract.initial(M) | values
     values = {f.name: values[f.name] for f in dataclasses.fields(M.Config) if f.name in values}
@@ -368,21 +387,23 @@ def lerobot_model(M, values, weights, src):
             model = M.Model(M.Config(**plain_config(values, M)))
     except ValueError as error:
         sys.exit(f'{src}: {error}')
-    fill(model, lerobot_weights(M, model, weights, src), src, M.OWN)
+    others = {key for key in model.state_dict() if not key.startswith(parts)}
+    fill(model, lerobot_weights(M, model, weights, src, parts), src, {*M.OWN, *others})
     return model.eval()
 
 
-def lerobot_weights(M, model, weights, src):
+def lerobot_weights(M, model, weights, src, parts=('',)):
     """
-    A file's tensors under our names (M.published), in float32, without those that nothing reads (M.dead).
-    M.HEAD: what else the embeddings of words may be called.
+    A file's tensors under our names (M.published), in float32, without those that nothing reads (M.dead), or
+    that do not begin with one of `parts`. M.HEAD: what else the embeddings of words may be called.
     """
     word = M.published('embed_tokens.weight')
     if word not in weights and M.HEAD not in weights:
         sys.exit(f'{src} has neither {word} nor {M.HEAD}: the VLM would read noise; take the whole file')
     head = weights.pop(M.HEAD, None)
     weights.setdefault(word, head)                       # fine-tunes may hold both, the embedding is right
-    names, dead = {M.published(key): key for key in model.state_dict()}, M.dead(model.cfg)
+    names, dead = {M.published(key): key for key in model.state_dict()}, {*M.dead(model.cfg)}
+    dead |= {theirs for theirs, ours in names.items() if not ours.startswith(parts)}
     # each is let go before the next comes: no two copies of all of them are ever there
     return {names.get(key, key): weights.pop(key).float() for key in [*weights] if key not in dead}
 

@@ -25,7 +25,12 @@ What train.py, eval.py, sample.py and bench/ ask of a model file, and the messag
     UNNORMALISED   optional: keys that the model reads as they are
     OWN            optional: buffers that follow from the Config, such as its sentences in tokens, and stay
                    where weights come from another run or file (init_from)
+    AGREE          optional: {buffer that is true or false: (what to say where weights from elsewhere have
+                   False, where True)}, where it must be the same
     tasks          optional, of Config: the sentences of meta.json, which `task` numbers
+    FORM           optional: Config fields that say in which form data hold what it sees, such as pictures or
+                   what was made of them. Those of meta.json win when a trained model meets other data
+    suits(meta)    optional, of Model: ValueError where its weights do not go with what was made of pictures
     META           optional: True: the model may be built on torch's meta device, for weights from a file;
                    its buffers then are on the CPU all the same
     ENTERED        optional, for fsdp: methods besides forward in which the model, or a layer (an entry of a
@@ -43,7 +48,7 @@ from contextlib import nullcontext
 
 import torch
 
-from configurator import PLAIN, Owner
+from configurator import PLAIN, Owner, fit
 from data.loader import read_meta
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -243,6 +248,24 @@ def statistics(model, meta):
     """Names of the model's buffers that meta.json's statistics fill."""
     there = {f'{key}_{name}' for key, table in meta['stats'].items() for name in table}
     return there & dict(model.named_buffers()).keys()
+
+
+def suited(model, M, meta, folder):
+    """One line where data were made by other weights than the model has; see `suits`."""
+    try:
+        getattr(model, 'suits', lambda meta: None)(meta)
+    except ValueError as error:
+        sys.exit(f'{M.__name__} on {folder}: {error}')
+
+
+def meet(model, M, folder):
+    """A trained model reads data in the form in which they lie there: its Config follows (FORM)."""
+    if folder and getattr(M, 'FORM', ()) and os.path.exists(os.path.join(folder, 'meta.json')):
+        meta, defaults = read_meta(folder), M.Config()
+        for name in M.FORM:
+            default = getattr(defaults, name)
+            setattr(model.cfg, name, fit(meta['facts'].get(name, default), default))
+        suited(model, M, meta, folder)
 
 
 def check_output(M, out, grad=True):

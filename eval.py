@@ -91,6 +91,7 @@ if __name__ == '__main__':
     over = {key: config[key] for key in contract.sampling(M) if key in changed}
     model, meta = checkpoint.load(ckpt, ema, which, device, **over)
     dataset, folder = place(meta, config)
+    contract.meet(model, M, folder)
     protocol = protocol or contract.protocol_for(M, folder)
     P = load_protocol(protocol)
     keys = P.Keys(**{field.name: config[field.name] for field in fields(P.Keys)})

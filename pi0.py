@@ -62,6 +62,7 @@ SAMPLING = ('n_action_steps', 'num_inference_steps')
 META, ENTERED = True, ('act',)   # for contract.py: it can be built from a file alone; and shared by GPUs
 INITIAL = {'tokenizer': words.SAVED}     # a checkpoint has its sentences in tokens
 OWN = ('text', 'numbers', 'after', 'hashed')             # buffers that stay with weights from elsewhere
+AGREE = {'hashed': words.KINDS}          # and those that must be the same there
 MAY_BE_0 = 'empty_cameras', 'drop_n_last_frames', 'tokenizer_max_length'
 POSITIVE = 'time_sampling_beta_alpha', 'time_sampling_beta_beta', 'min_period', 'max_period'
 BOS = 2                       # PaliGemma's first token of every text
@@ -558,6 +559,8 @@ class Model(nn.Module):
             raise ValueError(f'task: which of the {len(self.text)} sentences? want (B, 1), its number')
         if task is not None and not 0 <= int(task.min()) <= int(task.max()) < len(self.text):
             raise ValueError(f'task: {int(task.min())}..{int(task.max())}, of {len(self.text)} sentences')
+        if strange := {key for key in obs if key.startswith('image.') and key[6:] not in cfg.cameras}:
+            raise ValueError(f'{min(strange)}: none of its cameras, {", ".join(cfg.cameras)}')
         if (self.text[:, 0] < 0).any():
             raise ValueError('its sentences are not there: give tasks and tokenizer, or tell(tasks, PATH)')
         cache = self.encode({key: x.to(device) for key, x in obs.items()})

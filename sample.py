@@ -122,6 +122,7 @@ if __name__ == '__main__':
     M, step = contract.load(run['model']), os.path.normpath(checkpoint.find(ckpt, which))
     dataset = dataset or run['config']['dataset']
     folder = os.path.join(data_dir or run['config']['data_dir'], dataset) if dataset else ''
+    contract.meet(model, M, folder)
     reads, meta = M.windows(model.cfg), read_meta(folder) if folder else {}
     kinds = {os.path.splitext(kind)[1]: kind for kind in possible(model, reads, meta, versus, futures)}
     ending = os.path.splitext(out)[1] if out else next(iter(kinds))

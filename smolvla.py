@@ -31,7 +31,9 @@ over these. With a frozen VLM nothing of it is remembered for the gradient but t
 
 Shapes: B samples, N tokens, T = chunk_size actions, 32 = max_action_dim numbers in each, zeros behind those
 of the robot. image.<camera> (B, 1, 3, H, W) uint8, state (B, 1, S), task (B, 1) the number of a sentence,
-action (B, T, A), mask (B, T) False beyond the end. Read first `Layer`, then `encode`, `velocity`, `forward`.
+action (B, T, A), mask (B, T) False beyond the end. In place of image.<camera> data may hold features.<camera>
+(B, 1, 64, 960), the tokens that connector and ViT made of it (data/lerobot/prepare.py --features): these two
+then do not run. Read first `Layer`, then `encode`, `velocity`, `forward`.
 
 Checkpoint of the VLM says                      code does (LeRobot, here)
     RoPE of base 100,000                            10,000
@@ -44,6 +46,7 @@ transformers 4.54 to 4.57 in float32 it numbers the rows of patches 0, 0, 1, ...
 Parameters, millions: vision 86, connector 12, VLM 195 (words 47), expert 98, the rest 2: 393,519,456, of
 which 99,880,992 learn by default. A sample of two cameras costs 0.6 TFLOP to act on, 0.5 to train on.
 """
+import hashlib
 import math
 import re
 import sys
@@ -64,7 +67,11 @@ SAMPLING = ('n_action_steps', 'num_steps')
 META, ENTERED = True, ('act', 'across')  # for contract.py: from a file alone; and shared by GPUs
 INITIAL = {'tokenizer': words.SAVED}     # a checkpoint has its sentences in tokens
 OWN = ('text', 'hashed')      # buffers that stay with weights from elsewhere
+AGREE = {'hashed': words.KINDS}          # and those that must be the same there
+FORM = ('features',)          # what is stored of pictures: a trained model takes what the data at hand have
 FIRST = '<|im_start|>', 1     # a token of SmolVLM2 and its number, by which its tokenizer is known
+VLM = 'smolvlm'               # model_type in config.json of SmolVLM2's own folder
+EYES = 'vision.', 'projector.'           # weights that turn pictures into tokens
 MAY_BE_0 = 'empty_cameras', 'drop_n_last_frames'
 POSITIVE = 'expert_width_multiplier', 'min_period', 'max_period'
 SIZES = {
@@ -109,6 +116,7 @@ class Config:
     # the data: meta.json decides
     tasks: tuple = ()             # sentences; (): the data have none, the prompt is a line break
     cameras: tuple = ('top',)     # image.<camera>; their order counts
+    features: tuple = ()          # (tokens, width) of features.<camera>, which are in its place; (): pictures
     height: int = 512             # px
     width: int = 512              # px
     action_dim: int = 6           # numbers in an action of the robot
@@ -163,18 +171,23 @@ def check(cfg):
     if width % looks or len(R) != 2 or R[0] != R[1] or R[0] % block or not block <= R[0] <= most:
         raise ValueError(f'image_resolution = {R}, vision_variant = {cfg.vision_variant!r}: want a square, '
                          f'n x {block} px, such as {most // 2} or {most}, and a width of whole heads')
+    if cfg.features and not cfg.train_expert_only:
+        raise ValueError(f'features = {cfg.features}, train_expert_only = False: stored image tokens are of '
+                         'frozen weights; train on pictures, or the expert only')
+    if cfg.features not in ((), tokens := ((R[0] // block) ** 2, W)):
+        raise ValueError(f'features = {cfg.features}: image_resolution, vision_variant, scale_factor and '
+                         f'vlm_model_name make {tokens} of a picture; set these, or store others')
     if len({*cfg.cameras}) < max(1, len(cfg.cameras)):
         raise ValueError(f'cameras = {cfg.cameras}: want one or more, each once')
 
 
-# same as pi0.py
 def windows(cfg):
     """Which frames of which key one training sample needs: {key: range of frame offsets}."""
-    keys = [*(f'image.{camera}' for camera in cfg.cameras), 'state', *['task'] * bool(cfg.tasks)]
+    kind = 'features' if cfg.features else 'image'
+    keys = [*(f'{kind}.{camera}' for camera in cfg.cameras), 'state', *['task'] * bool(cfg.tasks)]
     return dict.fromkeys(keys, range(1)) | {'action': range(cfg.chunk_size)}
 
 
-# same as pi0.py
 def example(cfg, batch_size):
     """A random batch, as train.py gives them."""
     batch = {'mask': torch.ones(batch_size, cfg.chunk_size, dtype=bool)}
@@ -182,6 +195,8 @@ def example(cfg, batch_size):
         if key.startswith('image.'):
             shape = batch_size, 1, 3, cfg.height, cfg.width
             batch[key] = torch.randint(0, 256, shape, dtype=torch.uint8)
+        elif key.startswith('features.'):
+            batch[key] = torch.randn(batch_size, 1, *cfg.features).half()
         elif key == 'task':
             batch[key] = torch.randint(len(cfg.tasks), (batch_size, 1), dtype=torch.int32)
         else:
@@ -428,30 +443,43 @@ class Model(nn.Module):
         text = text.expand(len(batch['state']), -1)
         return text.clamp(min=0), text >= 0
 
-    # same as pi0.py
     def look(self, batch):
-        """-> pictures [(B, 3, R, R) in -1..1], and for whom they are there [(B,)]; others change nothing."""
-        pictures, there = [], []
-        for key in [f'image.{camera}' for camera in self.cfg.cameras if f'image.{camera}' in batch]:
-            image = batch[key][:, -1]
-            assert image.dtype == torch.uint8, f'{key} is {image.dtype}, want uint8, 0 to 255'
-            pictures.append(resize_with_pad(image / 255, self.cfg.image_resolution[0]) * 2 - 1)
-            mask = batch.get(key.replace('image.', 'image_mask.'))
-            there.append(torch.ones_like(image[:, 0, 0, 0], dtype=torch.bool) if mask is None else mask)
-        if not pictures:
+        """
+        -> what the cameras give, each pictures (B, 3, R, R) in -1..1 or stored tokens (B, N, W), and for whom
+        it is there [(B,)]; others change nothing.
+        """
+        seen, there = [], []
+        for camera in self.cfg.cameras:
+            if (x := batch.get(f'features.{camera}')) is not None:
+                seen.append(x[:, -1].float())
+            elif (x := batch.get(f'image.{camera}')) is not None:
+                assert x.dtype == torch.uint8, f'image.{camera} is {x.dtype}, want uint8, 0 to 255'
+                seen.append(resize_with_pad(x[:, -1] / 255, self.cfg.image_resolution[0]) * 2 - 1)
+            else:
+                continue
+            mask = batch.get(f'image_mask.{camera}')
+            there.append(torch.ones(len(x), dtype=torch.bool, device=x.device) if mask is None else mask)
+        if not seen:
             raise ValueError(f'no picture: want image.{", image.".join(self.cfg.cameras)}, or some of them')
-        return pictures, there
+        return seen, there
 
     # ---- the network ----
 
-    def prefix(self, pictures, there, tokens, real):
-        """Pictures and text -> tokens of the VLM (B, N, W), and which of them are real (B, N)."""
-        scale = self.embed_tokens.embedding_dim ** 0.5
+    def image_tokens(self, seen):
+        """What `look` gives -> tokens [(B, N, W)], before their scale; those that were stored stay."""
+        pictures = [x for x in seen if x.ndim == 4]
+        if not pictures:
+            return seen
         with torch.no_grad() if self.cfg.freeze_vision_encoder else nullcontext():
-            seen = self.vision(torch.cat(pictures))      # all cameras at once
-        seen = (scale * self.projector(shuffled(seen, self.cfg.scale_factor))).chunk(len(pictures))
+            x = self.vision(torch.cat(pictures))         # all cameras at once
+        x = [*self.projector(shuffled(x, self.cfg.scale_factor)).chunk(len(pictures))]
+        return [x.pop(0) if y.ndim == 4 else y for y in seen]
+
+    def prefix(self, seen, there, tokens, real):
+        """Pictures and text -> tokens of the VLM (B, N, W), and which of them are real (B, N)."""
+        seen = [*self.image_tokens(seen), self.embed_tokens(tokens)]
         real = torch.cat([mask[:, None].expand(-1, seen[0].shape[1]) for mask in there] + [real], 1)
-        return torch.cat([*seen, scale * self.embed_tokens(tokens)], 1), real
+        return torch.cat([x * self.embed_tokens.embedding_dim ** 0.5 for x in seen], 1), real
 
     def encode(self, batch):
         """What all steps share: the cache of pictures and text, then of the state."""
@@ -523,6 +551,8 @@ class Model(nn.Module):
             raise ValueError(f'task: which of the {len(self.text)} sentences? want (B, 1), its number')
         if task is not None and not 0 <= int(task.min()) <= int(task.max()) < len(self.text):
             raise ValueError(f'task: {int(task.min())}..{int(task.max())}, of {len(self.text)} sentences')
+        if strange := {key for key in obs if key.startswith('image.') and key[6:] not in cfg.cameras}:
+            raise ValueError(f'{min(strange)}: none of its cameras, {", ".join(cfg.cameras)}')
         if (self.text[:, 0] < 0).any():
             raise ValueError('its sentences are not there: give tasks and tokenizer, or tell(tasks, PATH)')
         cache = self.encode({key: x.to(device) for key, x in obs.items()})
@@ -542,19 +572,20 @@ class Model(nn.Module):
     def flops_per_sample(self):
         """
         Matmul FLOPs of a training sample: 2 per weight and token, 4 per pair of tokens, head and number in a
-        head; three times that where gradients are, once where weights are frozen.
+        head; three times that where gradients are, once where weights are frozen, none for stored tokens.
         """
         cfg, (_, _, heads, _, d) = self.cfg, sizes(self.cfg.vlm_model_name)
         cells, T = (cfg.image_resolution[0] // sizes(cfg.vision_variant)[4]) ** 2, cfg.draws * cfg.chunk_size
         seen, depth = len(cfg.cameras) * cells, cfg.num_vlm_layers
         tokens = seen // cfg.scale_factor ** 2
         N = tokens + self.text.shape[1] + 1              # with the state
+        looks = not cfg.features
 
         def cost(tokens, *parts):
             return 2 * tokens * sum(p.numel() for part in parts for p in part.parameters() if p.ndim > 1)
-        vision = cost(seen, self.vision.patch, self.vision.layers)
-        vision += 4 * seen * cells * len(self.vision.layers) * self.vision.norm.normalized_shape[0]
-        vlm = cost(tokens, self.projector) + cost(N, self.vlm) + 4 * (depth - 1) * N * N * heads * d
+        vision = cost(looks * seen, self.vision.patch, self.vision.layers)
+        vision += 4 * looks * seen * cells * len(self.vision.layers) * self.vision.norm.normalized_shape[0]
+        vlm = cost(looks * tokens, self.projector) + cost(N, self.vlm) + 4 * (depth - 1) * N * N * heads * d
         across = [f for layer in self.expert.layers if layer.cross for f in (layer.k_proj, layer.v_proj)]
         expert = cost(T, self.expert, *(part for name, part in self.named_children() if 'action' in name))
         expert += cost(N - T, *across)                   # once per observation, of what is seen
@@ -565,10 +596,11 @@ class Model(nn.Module):
     # ---- published weights ----
 
     @classmethod
-    def from_pretrained(cls, src, stats='required', **over):
+    def from_pretrained(cls, src, stats='required', parts=('',), **over):
         """
         A folder that LeRobot saved of a smolvla -> the model in eval mode. over: Config fields, such as
-        tokenizer, tasks. stats=None: weights alone, normalised by nothing.
+        tokenizer, tasks. stats=None: weights alone, normalised by nothing. parts: the beginnings of the names
+        of those that are wanted; others get no memory.
         """
         fixed = {'n_obs_steps': 1, 'adapt_to_pi_aloha': False, 'add_image_special_tokens': False}
         modes = {'VISUAL': 'IDENTITY', 'STATE': 'MEAN_STD', 'ACTION': 'MEAN_STD'}
@@ -578,7 +610,24 @@ class Model(nn.Module):
             sys.exit(f'{src}: num_expert_layers = {layers}: only as many as num_vlm_layers are possible here')
         size = config.get('resize_imgs_with_padding')    # null: as they are
         facts['image_resolution'] = size or (facts['height'], facts['width'])
-        return checkpoint.lerobot_model(sys.modules[__name__], config | facts | over, weights, src)
+        values = config | facts | over
+        return checkpoint.lerobot_model(sys.modules[__name__], values, weights, src, parts)
+
+    def sight(self):
+        """A sha256 of what turns pictures into tokens."""
+        digest = hashlib.sha256(repr(sizes(self.cfg.vision_variant)).encode())
+        for name, p in sorted(self.named_parameters()):
+            if name.startswith(EYES):
+                digest.update(p.detach().float().cpu().contiguous().numpy())
+        return digest.hexdigest()
+
+    def suits(self, meta):
+        """ValueError where the data hold other tokens than this model makes of their pictures."""
+        check(self.cfg)
+        made = meta.get('features') or {}
+        if self.cfg.features and made.get('sha256') != self.sight():
+            raise ValueError(f'its features are image tokens of {made.get("weights")}, whose weights are not '
+                             'those here: start from them, --init_from=FOLDER, or store others')
 
 
 # ---- the names of published weights ----

@@ -193,8 +193,9 @@ if eval_every:                                           # what cannot be judged
     stop_if(not M.EVAL, f'eval_every = {eval_every}: {model}.EVAL names no protocol; --eval_every=0')
     name = contract.protocol_for(M, folder)
     protocol, common = (importlib.import_module(f'protocols.{file}') for file in (name, 'common'))
+    judging = protocol.Keys(**getattr(protocol, 'QUICK', {}))
     try:
-        if not common.judged_on(protocol, folder, cfg, protocol.Keys(), M) and name == 'env':
+        if not common.judged_on(protocol, folder, cfg, judging, M) and name == 'env':
             protocol.simulator_of(M, folder)             # in which it will be judged
     except SystemExit as problem:
         stop_if(True, f'eval_every = {eval_every}, the {name} protocol: {problem.code}; or --eval_every=0')
@@ -204,7 +205,7 @@ torch.manual_seed(seed)
 going_on = os.path.exists(os.path.join(out_dir, 'latest')) and checkpoint.pointer(out_dir, 'latest')
 # raw is ours; net, below, is what DDP makes of it. Files that a run once started from may be gone
 raw = contract.build(M, replace(cfg, **contract.initial(M)) if going_on else cfg,
-                     empty=bool(going_on or init_from))
+                     empty=bool(going_on or init_from and not checkpoint.is_vlm(M, init_from)))
 members = getattr(cfg, 'members', 1)
 stop_if(micro_batch % members,
         f'{micro_batch} samples per GPU and pass are no multiple of members = {members}')
@@ -212,6 +213,8 @@ contract.fill_statistics(raw, M, windows, train_data.meta, folder)
 if init_from and not going_on:
     of_the_data = contract.statistics(raw, train_data.meta)
     checkpoint.start_from(raw, M, init_from, keep=() if keep_stats else of_the_data)
+if not going_on:
+    contract.suited(raw, M, train_data.meta, folder)
 
 # ---- the folder of the run; go on from its latest checkpoint ----
 locked = ''
@@ -403,7 +406,7 @@ def measured(validate, evaluate):
                     found['val/loss'] = val_loss()
                 if evaluate:
                     among = {} if fsdp else {'rank': rank, 'world': world}
-                    result = protocol.evaluate(raw, folder, protocol.Keys(), **among)
+                    result = protocol.evaluate(raw, folder, judging, **among)
                     numbers = {key: math.nan if value is None else value for key, value in result.items()
                                if value is None or isinstance(value, float)}         # JSON has no nan
                     found |= {f'eval/{key}': value for key, value in numbers.items()}

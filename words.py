@@ -10,6 +10,9 @@ import torch.nn.functional as F
 
 SAVED = '(in the checkpoint)'  # a tokenizer's name where the sentences will come as tokens, with the weights
 
+# what weights were trained on, by the buffer `hashed` that goes with them
+KINDS = "its words are a VLM's: tokenizer = its tokenizer.json", "its words are hashes: tokenizer = ''"
+
 
 def hashed(text, vocab_size, known):
     """

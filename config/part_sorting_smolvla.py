@@ -4,8 +4,9 @@
 #     --cameras=all --size=240x320
 #
 # Not to be run as it stands: the VLM stays frozen, and here starts at random. LeRobot fills it in by
-# policy.load_vlm_weights, which has no effect here. A whole policy is what their short command tunes: add
-# --init_from=pretrained/smolvla_base --tokenizer=PATH/tokenizer.json, that of SmolVLM2.
+# policy.load_vlm_weights; here add --init_from=VLM --tokenizer=VLM/tokenizer.json, where VLM is the folder of
+# SmolVLM2-500M-Video-Instruct. Their short command tunes a whole policy: --init_from=pretrained/smolvla_base.
+# With --features=VLM prepare.py computes what the frozen VLM makes of pictures, once and not in each step.
 #
 # No SmolVLA that LeRobot released has policy.dtype, policy.image_resolution or policy.gradient_checkpointing,
 # which this command gives. image_resolution = 224 is no whole number of tokens: pictures become 512 x 512.

@@ -28,15 +28,19 @@ def resize(video, size):
 @cache
 def codec(weights):
     """The codec on this process's device. torch comes here, because data of pixels alone need none."""
-    import torch
-
     import vae
+    return vae.load(weights).to(place())
+
+
+def place():
+    """The device of this process."""
+    import torch
     gpus = torch.cuda.device_count()
-    return vae.load(weights).to(f'cuda:{WORKER[0] % gpus}' if gpus else 'cpu')
+    return f'cuda:{WORKER[0] % gpus}' if gpus else 'cpu'
 
 
 def most_workers(workers):
-    """Two for each GPU, because each holds a codec of its own there; on a CPU as many as were asked for."""
+    """Two for each GPU, because each holds a network of its own there; on a CPU as many as were asked for."""
     import torch
     gpus = torch.cuda.device_count()
     return min(workers, 2 * gpus) if gpus else workers

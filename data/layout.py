@@ -34,6 +34,7 @@ KEYS = {                                               # axes and dtypes; '...' 
     'env_state': ('T, S', 'float32'),                  # what only a simulator knows
     'pose': ('T, P', 'float32'),
     'image.<name>': ('T, 3, H, W', 'uint8'),           # one per camera
+    'features.<name>': ('T, N, W', 'float16 float32'),             # or what a frozen network made of it
     'glyphs*': ('T, H, W', INTEGERS),
     'local': ('T, H, W', INTEGERS),                    # the part of glyphs around the player
     'tokens': ('T, ...', INTEGERS),
@@ -222,6 +223,9 @@ def check_info(info, A, S):
     pressed = isinstance(keys, dict) and all(len(key) == 1 and key.isalpha() for key in keys)
     want(pressed and all(isinstance(x, list) and len(x) == A and all(map(finite, x)) for x in keys.values()),
          f'play_keys = {keys!r}: want {{a letter: {A} numbers of an action}}')
+    tasks = info.get('tasks') or []
+    want(isinstance(tasks, list) and all(isinstance(task, str) for task in tasks),
+         f'tasks = {str(tasks)[:100]}: want a list of sentences')
     if info.get('tiles') is not None:
         check_tiles(info['tiles'])
 
@@ -274,10 +278,11 @@ def check_meta(meta):
         want(all(type(side) is int and side % px == 0 for side in sides),
              f'tiles: px = {px} does not divide {sides}, height and width')
     check_info(meta | {key: facts[key] for key in ('fps', 'q_index') if key in facts}, A, S)
-    codec = meta.get('latent')
-    if codec is not None:
-        told = isinstance(codec, dict) and all(isinstance(codec.get(key), str) for key in ('vae', 'sha256'))
-        want(told, f'latent = {codec!r}: want {{vae, sha256, ..}}, the codec')
+    for key, name in ('latent', 'vae'), ('features', 'weights'):
+        maker = meta.get(key)
+        if maker is not None:
+            told = isinstance(maker, dict) and {type(maker.get(part)) for part in (name, 'sha256')} == {str}
+            want(told, f'{key} = {maker!r}: want {{{name}, sha256, ..}}, what made them')
     check_stats(meta['stats'], files, A, S)
 
 
@@ -302,10 +307,14 @@ def check_files(files, facts):
         if key.startswith('image.') and 'cameras' in facts:
             said = [facts.get('height'), facts.get('width')]
             want(shape[1:] == [3, *said], f'facts: height, width = {said}, but {name} is {shape}')
+        if key.startswith('features.'):
+            said = facts.get('features')
+            want(shape[1:] == said, f'facts: features = {said}, but {name} is {shape}')
     want('train/episodes.npy' in files, 'files: there is no train/episodes.npy')
     cameras = facts.get('cameras', [])
-    want(isinstance(cameras, list) and all(f'train/image.{name}.npy' in files for name in cameras),
-         f'facts: cameras = {cameras!r}; want the <name> of each train/image.<name>.npy')
+    kind = 'features' if 'features' in facts else 'image'
+    want(isinstance(cameras, list) and all(f'train/{kind}.{name}.npy' in files for name in cameras),
+         f'facts: cameras = {cameras!r}; want the <name> of each train/{kind}.<name>.npy')
 
 
 def check_stats(stats, files, A, S):
@@ -329,6 +338,13 @@ def check_stats(stats, files, A, S):
 
 
 # ---- the arrays ----
+
+def check_task(task, tasks):
+    """task.npy as an array; tasks, the sentences that it numbers. A wrong number would pick another one."""
+    low, high = task.min(initial=0), task.max(initial=0)
+    want(not tasks or 0 <= low <= high < len(tasks),
+         f'it holds {low} to {high}; tasks of meta.json has the sentences 0 to {len(tasks) - 1}')
+
 
 def check_episodes(episodes, rows):
     """episodes.npy as an array. rows: {key: how many rows its file has}."""

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data.layout import check_episodes, how_to_make, how_to_remake, identity, read_meta, simulator
+from data.layout import check_episodes, check_task, how_to_make, how_to_remake, identity, read_meta, simulator
 
 __all__ = ['Prefetch', 'Store', 'how_to_make', 'identity', 'read_meta', 'simulator']
 
@@ -63,11 +63,14 @@ class Store:
         self.meta = read_meta(folder)
         arrays = {key: self.open(key) for key in self.windows}      # complain now, not at step 0
         self.nbytes = sum(x.nbytes for x in arrays.values())
-        self.episodes = np.array(self.open('episodes'))        # (E, 2)
+        self.episodes, key = np.array(self.open('episodes')), 'episodes'       # (E, 2)
         try:
             check_episodes(self.episodes, {key: len(x) for key, x in arrays.items()})
+            if 'task' in arrays:
+                key = 'task'
+                check_task(arrays[key], self.meta.get('tasks'))
         except ValueError as error:
-            sys.exit(f'{folder}/{split}/episodes.npy: {error}; {how_to_remake(folder)}')
+            sys.exit(f'{folder}/{split}/{key}.npy: {error}; {how_to_remake(folder)}')
         self.frames = min(len(x) for x in arrays.values())
 
     def count(self, hint):

@@ -24,6 +24,7 @@ From "one episode as a function of its number" to a data folder; every prepare.p
         facts               {name: value} for fields of that name in a model's Config; sizes, fps and q_index
                             are among them by themselves
         latent              {vae, kind, sha256, scale, size, resize, posterior_std}: added here with --vae
+        features            {weights, sha256}: which network made `features.<camera>`
         tasks, held_out, clips, dt, decimation, mjcf_sha256, anything else    is kept in meta.json for people
 
 Workers compute a shard of episodes at a time into <out>.tmp/, so a stopped run goes on where it was. Then one
@@ -102,7 +103,7 @@ def common(args, file):
     for key, value in vars(args).items():
         if key in ('out', 'workers') or value is False:                # False: not given
             continue
-        if key == 'src' or key == 'vae':
+        if key in ('src', 'vae', 'features'):
             value = Path(value).resolve().name         # where it lies on this machine is nobody's business
         told.append(f'--{key}' if value is True else f'--{key}={value}')
     file = '/'.join(Path(file).resolve().parts[-3:])

@@ -14,6 +14,10 @@ an episode is passed more than once, from its first frame and from others on, wi
     curve               l1_sigma of the first action after a look, of the second, ...
     baselines           the same numbers of hold, mean, ridge and last_action, see recorded.py; the last knows
                         what no policy sees, so it is no rival in minus_best
+    misled              the same numbers of the model itself, with the same noise: `wrong_sentence`, where it
+                        reads one of several, and `blind`, where it sees; see recorded.py. Who does not listen
+                        scores there exactly as before
+    <name>_minus_model_l1_sigma     what that costs; *_ci paired
 
 A smoke signal: a policy that drifts off has small errors here, and one that does the same in another way has
 large ones.
@@ -29,10 +33,11 @@ from contract import edges
 from data.loader import Store, read_meta
 from metrics import bootstrap
 from protocols import common
-from protocols.recorded import TOLD, n_action, players, replay
+from protocols.recorded import TOLD, misled_by, n_action, players, replay
 
 HINT = ''
 EDGES = True
+QUICK = {'misled': False}     # while it trains
 
 
 @dataclass
@@ -40,6 +45,7 @@ class Keys:
     episodes: int = 64            # of the val split, drawn by seed; 0 = all
     stride: int = 10              # frames from look to look, all passes together; 1 = a look at every frame
     at_once: int = 16             # passes in one batch
+    misled: bool = True           # also under a wrong sentence, and other pictures: up to thrice the time
     seed: int = 42                # of the episodes, of what is random in acting, of the bootstrap
 
 
@@ -65,9 +71,10 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
     common.fits(cfg, store)
     sigma, groups = sigma_of(meta, folder), groups_of(meta)
     others = players(store, tuple(edges(M, cfg).items()))
+    changes = misled_by(store, edges(M, cfg), keys.seed) if keys.misled else {}
     passes, rows = passes_of(store, keys), []
     for i, own in common.share(passes, keys.at_once, rank, world, 'eval actions', quiet):
-        rows.append((i, *compared(model, others, store, own, sigma, groups, keys.seed)))
+        rows.append((i, *compared(model, changes, others, store, own, sigma, groups, keys.seed)))
     rows = sorted(common.gather(rows, world), key=lambda row: row[0])    # sums in one order
     sums = {who: np.concatenate([row[1][who] for row in rows]) for who in rows[0][1]}
     counts = np.concatenate([row[2] for row in rows])                    # (passes, n)
@@ -76,7 +83,9 @@ def evaluate(model, folder, keys, rank=0, world=1, quiet=True):
         curve = {who: (x[..., 0].sum(0) / counts.sum(0)).tolist() for who, x in sums.items()}
     names = ['l1_sigma', *(f'rmse_{name}' for name in groups)]
     tables, result = tabled({who: x.sum(1) for who, x in sums.items()}, counts.sum(1), names, passes[:, 0],
-                            keys.seed)
+                            keys.seed, changes)
+    if changes:
+        result['misled'] = {who: tables.pop(who) for who in changes}
     told = dict(units={name: group['unit'] for name, group in groups.items()}, n_action=counts.shape[1],
                 n_episodes=len(np.unique(passes[:, 0])), n_targets=int(counts.sum()), seed=keys.seed)
     return common.plain(tables.pop('model') | result | {'curve': curve, 'baselines': tables} | told)
@@ -92,30 +101,37 @@ def passes_of(store, keys):
                      if i * n // many < store.per_episode[e]])
 
 
-def compared(model, others, store, passes, sigma, groups, seed):
+def compared(model, changes, others, store, passes, sigma, groups, seed):
     """
     -> {who: (passes, n, names)}: |error| in sigma and squared errors of each group, means over entries,
-    summed over looks; and (passes, n), how many recorded actions they are of.
+    summed over looks; and (passes, n), how many recorded actions they are of. changes: ways to mislead it.
     """
     shape = len(passes), store.windows['action'].stop
-    sums = {who: np.zeros((*shape, 1 + len(groups))) for who in ('model', *others)}
+    sums = {who: np.zeros((*shape, 1 + len(groups))) for who in ('model', *changes, *others)}
     counts, moves = np.zeros(shape), np.isfinite(sigma)
-    for _, live, batch, wanted in replay(model, store, *passes.T, seed):
-        truth, real = batch['action'][:, 1:].double(), batch['mask'][:, 1:].numpy()
-        if wanted.shape != truth.shape:
-            raise ValueError(f'{common.file_of(model).__name__}.Model.act gave {tuple(wanted.shape)}, want '
-                             f'{tuple(truth.shape)}: episodes, actions, their entries')
-        counts[live] += real
-        for who, guess in {'model': wanted, **{who: act(batch) for who, act in others.items()}}.items():
-            error = (guess.double() - truth).numpy()
-            parts = [np.abs(error / sigma)[..., moves].mean(-1)]
-            parts += [np.square(error[..., group['dims']]).mean(-1) for group in groups.values()]
-            sums[who][live] += np.where(real[..., None], np.stack(parts, -1), 0)
+    for led, change in ({'model': None} | changes).items():          # each anew, for it may remember
+        for _, live, batch, wanted in replay(model, store, *passes.T, seed, change=change):
+            truth, real = batch['action'][:, 1:].double(), batch['mask'][:, 1:].numpy()
+            if wanted.shape != truth.shape:
+                raise ValueError(f'{common.file_of(model).__name__}.Model.act gave {tuple(wanted.shape)}, '
+                                 f'want {tuple(truth.shape)}: episodes, actions, their entries')
+            guesses = {led: wanted}
+            if led == 'model':
+                counts[live] += real
+                guesses |= {who: act(batch) for who, act in others.items()}
+            for who, guess in guesses.items():
+                error = (guess.double() - truth).numpy()
+                parts = [np.abs(error / sigma)[..., moves].mean(-1)]
+                parts += [np.square(error[..., group['dims']]).mean(-1) for group in groups.values()]
+                sums[who][live] += np.where(real[..., None], np.stack(parts, -1), 0)
     return sums, counts
 
 
-def tabled(sums, counts, names, episode, seed):
-    """{who: (passes, names)}, (passes,) -> {who: {name: number or interval}}; the model minus the best."""
+def tabled(sums, counts, names, episode, seed, changes=()):
+    """
+    {who: (passes, names)}, (passes,) -> {who: {name: number or interval}}; the model minus the best, and each
+    of the changes minus the model.
+    """
     def score(who, drawn):
         mean = sums[who][drawn].sum(0) / counts[drawn].sum()
         return np.concatenate([mean[:1], np.sqrt(mean[1:])])
@@ -124,8 +140,14 @@ def tabled(sums, counts, names, episode, seed):
         low, high = bootstrap(every, episode, partial(score, who), seed=seed)
         tables[who] = dict(zip(names, score(who, every)))
         tables[who] |= {f'{name}_ci': [low[i], high[i]] for i, name in enumerate(names)}
-    rivals = [who for who in sums if who not in ('model', TOLD)]
-    return tables, common.minus_best(score, rivals, names, episode, seed)
+    rivals = [who for who in sums if who not in ('model', TOLD, *changes)]
+    result = common.minus_best(score, rivals, names, episode, seed)
+    for who in changes:
+        def cost(drawn, who=who):
+            return score(who, drawn)[0] - score('model', drawn)[0]
+        result[f'{who}_minus_model_l1_sigma'] = cost(every)
+        result[f'{who}_minus_model_l1_sigma_ci'] = [*bootstrap(every, episode, cost, seed=seed)]
+    return tables, result
 
 
 def sigma_of(meta, folder):
@@ -163,14 +185,15 @@ def show(result):
         return '-' if x is None else f'{x:.{digits}g}'           # None: not a number
 
     def line(who, l1, ci, *cells):
-        print(f'{who:>13}{l1:>10}  {ci:<15}' + ''.join(f'{cell:>14}' for cell in cells), file=sys.stderr)
+        print(f'{who:>14}{l1:>10}  {ci:<15}' + ''.join(f'{cell:>14}' for cell in cells), file=sys.stderr)
     print(f'{result["n_episodes"]} episodes, {n} actions after each look: mean |error| in std of the action, '
           'its interval\nover episodes; RMSE of each group; mean |error| of single actions after a look',
           file=sys.stderr)
     line('', 'L1 [std]', '95 % interval', *(f'{name} [{unit}]' for name, unit in units.items()),
          *(f'{step}. [std]' for step in steps))
     one = result['n_episodes'] == 1                      # without an interval over episodes
-    for who, row in ({'model': result} | result['baselines']).items():
+    misled = result.get('misled', {})
+    for who, row in ({'model': result} | misled | result['baselines']).items():
         line(who + '*' * (who == TOLD), number(row['l1_sigma']),
              'one episode' if one else ' to '.join(number(x, 3) for x in row['l1_sigma_ci']),
              *(number(row[f'rmse_{name}']) for name in units),
@@ -179,3 +202,7 @@ def show(result):
     sure = '' if one else f' ({low} to {high})'
     print(f'* knows the action before, which no policy sees. L1 of the model minus that of '
           f'{result["best_l1_sigma"]}: {number(result["minus_best_l1_sigma"], 2)}{sure}', file=sys.stderr)
+    for who in misled:
+        cost, (low, high) = (result[f'{who}_minus_model_l1_sigma{end}'] for end in ('', '_ci'))
+        sure = '' if one else f' ({number(low, 2)} to {number(high, 2)})'
+        print(f'{who} minus model, in L1: {number(cost, 2)}{sure}', file=sys.stderr)

@@ -6,6 +6,7 @@ A protocol is a file of this folder; contract.protocol_for says which one eval.p
     Keys        a dataclass: each field a key of eval.py, with its default and a trailing comment
     HINT        the keys that help when a clip is longer than the episodes
     EDGES       optional: True if its clips may leave the episode, as training windows may
+    QUICK       optional: {key: value} of Keys, other than by default, for train.py, which judges often
     windows     (cfg, keys, M) -> {key: range of frames} of one clip; M is the model's file. It also refuses
                 keys that make no sense, because train.py asks for it before step 0
     evaluate    (model, folder, keys, rank=0, world=1, quiet=True) -> a dict that JSON can hold. Every rank is
@@ -76,6 +77,10 @@ def fits(cfg, store):
         if None not in (fact, own) and fact != own:
             sys.exit(f'{store.folder} has {key} = {fact}, the model was trained with {own}: they do not '
                      'belong together')
+    here, own = store.meta.get('tasks') or [], getattr(cfg, 'tasks', None)
+    if 'task' in store.windows and own is not None and here != [*own]:
+        sys.exit(f'{store.folder} has other sentences than the training, or in another order ({len(here)}, '
+                 f'there {len(own)}): `task` would name wrong ones')
 
 
 def takes(function, name):

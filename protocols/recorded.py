@@ -9,6 +9,14 @@ is a function of windows -> actions (B, n or 1, A) float64.
                     chooses the penalties, so there must be five
     last_action     do again what was done just before; at the first frame like hold, or mean. No policy sees
                     that, and recordings are smooth
+
+And how a policy is misled, to see what it goes by. All else stays as it was, the noise too:
+
+    wrong_sentence  told another sentence of the train split, the same throughout an episode, drawn by seed.
+                    Two sentences may mean one thing, or one nobody would do here: that is not looked at
+    blind           shown the pictures of any frame of the train split, drawn anew for each look. They tell
+                    nothing of what is here, and look like those it learned from: grey ones would not, and it
+                    might only be startled
 """
 import functools
 
@@ -20,6 +28,7 @@ from protocols import common
 from protocols.least_squares import choose_strength, chosen, gram, solve
 
 TOLD = 'last_action'          # the player that knows what no policy does
+NUMBERS = 'action', 'state', 'env_state', 'pose', 'task'     # all else that a policy may look at are pictures
 MOST = 50_000                 # train windows that the ridge is fitted to
 
 
@@ -28,11 +37,12 @@ def n_action(M, cfg):
     return getattr(cfg, 'n_action', M.windows(cfg)['action'].stop)
 
 
-def replay(model, store, episodes, offsets, seed=0, length=None):
+def replay(model, store, episodes, offsets, seed=0, length=None, change=None):
     """
     Lead a policy along recorded episodes (B,), all at once: it is asked at the frame offsets (B,) of each,
     and again where its answer ends. Yields per look how many frames later it is, which of the B are not over,
     their windows, the answers (., n, A). store: padded windows of all that it sees. length: frames at most.
+    change: windows -> those that it is shown instead.
     """
     first, device = store.ends[episodes] - store.per_episode[episodes] + offsets, common.device_of(model)
     frames, start = np.minimum(store.per_episode[episodes] - offsets, length or np.inf), 0
@@ -44,10 +54,34 @@ def replay(model, store, episodes, offsets, seed=0, length=None):
         model.reset()
     while (live := np.flatnonzero(frames > start)).size:
         batch = common.finite(store, first[live] + start)
-        obs = {key: batch[key].to(device) for key in store.windows if key != 'action'}
+        shown = batch | change(batch) if change else batch
+        obs = {key: shown[key].to(device) for key in store.windows if key != 'action'}
         wanted = model.act(obs, **{key: [generators[i] for i in live] for key in options})
         yield start, live, batch, wanted.cpu()
         start += wanted.shape[1]
+
+
+# ---- misled ----
+
+def misled_by(store, edges, seed):
+    """{name: windows -> what is other in them}, for what the policy reads and sees; see the top."""
+    looks = {key: offsets for key, offsets in store.windows.items() if key not in NUMBERS}
+    reads = {'task': range(1)} if 'task' in store.windows else {}
+    train, found = Store(store.folder, 'train', looks | reads | {'action': range(1)}, **edges), {}
+    told = np.unique(train.open('task')) if reads else []
+
+    def wrong_sentence(batch):
+        episode, n = store.locate(batch['index'].numpy())[0], len(told)
+        on = [np.random.default_rng([seed, e]).integers(1, n) for e in episode]      # n on would be its own
+        return {'task': torch.from_numpy(told[(np.searchsorted(told, batch['task'].numpy()).T + on).T % n])}
+
+    def blind(batch):
+        drawn = [np.random.default_rng([seed, i]).integers(len(train)) for i in batch['index'].tolist()]
+        there = train.windows_at(np.array(drawn))
+        return {key: there[key] for key in looks}
+    if len(told) > 1:
+        found['wrong_sentence'] = wrong_sentence
+    return found | ({'blind': blind} if looks else {})
 
 
 # ---- players ----

@@ -491,6 +491,7 @@ BROKEN_META = [
     ('fps a word', facts('tiny_pixels', fps='fast'), DAMAGED),
     ('arrows', facts('tiny_pixels', action_arrows=[[1, 0]]), DAMAGED),
     ('arrows of words', facts('tiny_pixels', action_arrows='up'), DAMAGED),
+    ('sentences of numbers', facts('tiny_pixels', tasks=[1, 2]), DAMAGED),
     ('no std', facts('tiny_pixels', stats__action__std=None), DAMAGED),
     ('std 0', facts('tiny_pixels', stats__action__std=[0.0, 1.0]), DAMAGED),
     ('a mean that is none', facts('tiny_pixels', stats__action__mean=[float('nan'), 1.0]), DAMAGED),

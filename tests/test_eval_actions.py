@@ -16,6 +16,7 @@ import act
 import contract
 import diffusion_policy
 import imf_policy
+import pi0
 import remdm
 from data.loader import read_meta
 from data.writer import write
@@ -36,6 +37,19 @@ def episode(i, follow=0.0):
     return {'state': state.astype(np.float32), 'action': action.astype(np.float32)}
 
 
+TASKS = ['lift', 'push', 'hold', 'fly']              # nobody flies
+
+
+def told(i):
+    """An episode under a sentence that says where it goes; its pictures tell episode and frame."""
+    e = episode(i)
+    T, task = len(e['action']), i % 3
+    code = np.stack([np.full(T, i), np.arange(T), np.zeros(T)], 1).astype(np.uint8)
+    e['image.top'] = np.tile(code[:, :, None, None], (1, 1, 8, 8))
+    e['image.hand'] = 255 - e['image.top']
+    return e | {'task': np.full(T, task, np.int32), 'action': e['action'] + np.float32(5 * task)}
+
+
 def make(root, name, episode=episode, n=10, val='6-9', padded=(), **info):
     told = {'source': 'tests', 'revision': '1', 'fps': FPS, 'q_index': Q, 'groups': GROUPS,
             'units': {'action': 'm'}, 'action_names': ['lift', 'grip']} | info
@@ -46,9 +60,11 @@ def make(root, name, episode=episode, n=10, val='6-9', padded=(), **info):
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-    """data_dir with `clips_walk`: six episodes to train on and four to validate."""
+    """data_dir: `clips_walk` and, with sentences, `clips_told`; six episodes to train on, four to judge."""
     root = tmp_path_factory.mktemp('walks')
     make(root, 'clips_walk')
+    make(root, 'clips_told', told, tasks=TASKS,
+         facts={'cameras': ['top', 'hand'], 'height': 8, 'width': 8})
     return root
 
 
@@ -322,9 +338,15 @@ def test_noise_comes_from_the_seed(walk):
     assert judge(model, walk, at_once=1, seed=1)['l1_sigma'] == pytest.approx(one['l1_sigma'], rel=1e-5)
 
 
-@pytest.mark.parametrize('file, over', [(act, ACT | dict(n_action_steps=6)), (diffusion_policy, DP)])
-def test_ranks_share_the_work_and_change_nothing(walk, monkeypatch, file, over):
+PI0 = pi0.SMALL | dict(cameras=('top', 'hand'), height=8, width=8, state_dim=3, n_action_steps=3,
+                       tasks=tuple(TASKS))
+
+
+@pytest.mark.parametrize('file, over, name', [(act, ACT | dict(n_action_steps=6), 'clips_walk'),
+                                              (diffusion_policy, DP, 'clips_walk'), (pi0, PI0, 'clips_told')])
+def test_ranks_share_the_work_and_change_nothing(root, monkeypatch, file, over, name):
     """Two ranks, called one after the other; what the first gathers is what one alone finds."""
+    walk = str(root / name)
     model, asked, parts = real(file, walk, **over), dict(at_once=2, stride=1), []
     alone = judge(model, walk, **asked)
 
@@ -338,6 +360,108 @@ def test_ranks_share_the_work_and_change_nothing(walk, monkeypatch, file, over):
     one, zero = ([row[0] for row in rows] for rows in parts)
     passes = 4 * model.cfg.n_action
     assert zero == [*range(0, passes, 4)] and one == [*range(2, passes, 4)]      # none did it twice
+
+
+# ---- misled ----
+
+def watched(act, cameras=('top',), back=0):
+    """What a file says whose policy sees pictures and reads; act(obs) is then asked."""
+    keys = ['state', 'task', *(f'image.{camera}' for camera in cameras)]
+    windows = {key: range(-back, 1) if key.startswith('image') else range(1) for key in keys}
+    return dict(act=act, windows=lambda cfg: windows | {'action': range(4)})
+
+
+def frame(obs, key='image.top'): return obs[key][..., :2, 0, 0].tolist()
+
+
+def test_who_listens_is_misled(root, policy):
+    """The same wrong sentence throughout an episode, one that was trained; the cost by a loop, paired."""
+    folder, asked = str(root / 'clips_told'), {}
+
+    def listens(obs):
+        for row, state in zip(obs['task'][:, 0].tolist(), obs['state'][:, 0].numpy()):
+            asked.setdefault(state.tobytes(), []).append(row)
+        return 5.0 * obs['task'][..., None].expand(-1, 4, 2)
+    model = policy(**watched(listens))
+    model.cfg.tasks = TASKS
+    result, shown, costs = judge(model, folder), [], []
+    sigma = np.array(read_meta(folder)['stats']['action']['std'])
+    for i, (state, action) in zip(range(6, 10), arrays(folder)):
+        looks = [asked[state[t].tobytes()] for t in range(0, len(state), 4)]
+        own, wrong, blind = np.array(looks).T
+        assert {*own} == {*blind} == {i % 3} and len({*wrong}) == 1 and wrong[0] not in (i % 3, 3)
+        shown.append(wrong[0])
+        costs.append([np.abs((5 * x - action) / sigma).mean(1) for x in (i % 3, wrong[0])])
+    right, wrong = (np.concatenate(part) for part in zip(*costs))
+    row = result['misled']['wrong_sentence']
+    assert [result['l1_sigma'], row['l1_sigma']] == pytest.approx([right.mean(), wrong.mean()])
+    cost, (low, high) = (result[f'wrong_sentence_minus_model_l1_sigma{end}'] for end in ('', '_ci'))
+    assert cost == pytest.approx(wrong.mean() - right.mean()) and 0 < low < cost < high
+    assert row['rmse_arm'] > 3 * result['rmse_arm'] and row.keys() == result['baselines']['mean'].keys()
+    assert result['misled']['blind'] == {key: result[key] for key in row}
+    assert result['best_l1_sigma'] in ('hold', 'mean', 'ridge')          # who is misled is no rival
+    assert len({judge(model, folder, seed=seed)['misled']['wrong_sentence']['l1_sigma']
+                for seed in range(6)}) > 1 and len(set(shown)) > 1
+
+
+def test_who_looks_is_misled(root, policy):
+    """Frames of the train split, one moment for all cameras and their pasts, another for each look."""
+    folder, seen = str(root / 'clips_told'), []
+    oracle = Oracle(folder)
+
+    def looks(obs):
+        top, hand = frame(obs), frame(obs, 'image.hand')
+        seen.extend(zip(top, hand, obs['task'][:, 0].tolist()))
+        times = [oracle.places[row.tobytes()][1] for row in obs['state'][:, 0].numpy()]
+        off = [t != now[-1][1] for t, now in zip(times, top)]
+        return oracle(obs) + torch.tensor(off)[:, None, None]
+    model = policy(**watched(looks, ('top', 'hand'), back=1))
+    model.cfg.tasks = TASKS
+    result = judge(model, folder)
+    assert result['l1_sigma'] == pytest.approx(0, abs=1e-6) == result['misled']['wrong_sentence']['l1_sigma']
+    assert result['misled']['wrong_sentence'] == {key: result[key] for key in result['misled']['blind']}
+    assert result['wrong_sentence_minus_model_l1_sigma_ci'] == [0, 0]
+    assert result['blind_minus_model_l1_sigma_ci'][0] > 0.02
+    trained = [(top, hand, task) for top, hand, task in seen if top[0][0] < 6]
+    assert len(trained) == len(seen) / 3 and len({str(top) for top, *_ in trained}) > 10
+    for (before, now), hand, _ in seen:
+        assert before[0] == now[0] and before[1] == max(now[1] - 1, 0)
+        assert hand == [[255 - x for x in row] for row in (before, now)]
+    assert {task for _, _, task in trained} == {0, 1, 2}                 # the sentence is still its own
+    again = [*seen]
+    seen.clear()
+    assert judge(model, folder, at_once=1) == result and sorted(map(str, seen)) == sorted(map(str, again))
+
+
+def test_the_noise_is_the_same_for_who_is_misled(root):
+    """pi0 with one sentence under all numbers, and a projector that lets nothing through: to the bit."""
+    folder = str(root / 'clips_told')
+    model = real(pi0, folder, **PI0)
+    result = judge(model, folder)
+    assert all(abs(result[f'{who}_minus_model_l1_sigma']) > 1e-4 for who in ('wrong_sentence', 'blind'))
+    model.tell(('lift',) * 4)
+    torch.nn.init.zeros_(model.projector.weight)
+    result = judge(model, folder)
+    for who, row in result['misled'].items():
+        assert row == {key: result[key] for key in row} and result['curve'][who] == result['curve']['model']
+        assert result[f'{who}_minus_model_l1_sigma'] == 0
+
+
+def test_who_cannot_be_misled(root, walk, policy, tmp_path):
+    """Who neither reads nor sees; one sentence; not asked for: no rows, and nothing is asked twice."""
+    def calm(obs): return torch.zeros(len(obs['state']), 4, 2)
+    model, folder = policy(**watched(calm)), str(root / 'clips_told')
+    model.cfg.tasks = TASKS
+    assert not {'misled', 'blind_minus_model_l1_sigma'} & judge(model, folder, misled=False).keys()
+    once = len(model.asked)
+    judge(model, folder)
+    assert len(model.asked) == 4 * once
+    one = make(tmp_path, 'clips_one', lambda i: told(3 * i), tasks=TASKS)
+    assert judge(model, one)['misled'].keys() == {'blind'}
+    model.cfg.tasks = TASKS[::-1]
+    with pytest.raises(SystemExit) as stop: judge(model, folder)
+    assert 'has other sentences than the training, or in another order' in one_line(stop.value.code)
+    assert 'misled' not in judge(policy(Oracle(walk)), walk)
 
 
 def test_episodes_are_drawn(walk, policy):

@@ -3,6 +3,7 @@ Folders of pi0 and pi0.5 as LeRobot saves them, read by pi0.py; sentences by a t
 train.py on sentences.
 """
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import checkpoint
 import pi0 as P
+import smolvla as S
 import words
 from data.writer import write
 
@@ -312,8 +314,15 @@ def test_a_run_on_sentences(pi05, data_dir, tmp_path, bpe):
     flags = [f'--{key}={value}' for key, value in (small | {'tokenizer_max_length': 64}).items()]
     common = ['train.py', '--model=pi0', '--dataset=told', f'--data_dir={data_dir}', '--device=cpu',
               '--batch_size=4', '--val_batches=1', f'--pi05={pi05}', *flags]
-    script(*common, f'--out_dir={tmp_path}/a', '--max_steps=2', '--ema_decay=0.9')
+    script(*common, f'--out_dir={tmp_path}/a', '--max_steps=2', '--ema_decay=0.9', '--eval_every=2')
     script(*common, f'--out_dir={tmp_path}/b', '--max_steps=1', '--lr=0', f'--init_from={tmp_path}/a')
+    other = '--tokenizer=' if pi05 else f'--tokenizer={file}'
+    _, errors = script(*common, f'--out_dir={tmp_path}/c', f'--vocab_size={4096 if pi05 else bpe[2]}', other,
+                       f'--init_from={tmp_path}/a', code=1)
+    assert f'{tmp_path}/a: {words.KINDS[not pi05]}' in one_line(errors)
+    _, errors = script(*common, f'--pi05={not pi05}', f'--out_dir={tmp_path}/c', f'--init_from={tmp_path}/a',
+                       code=1)
+    assert 'it belongs to another model or Config' in one_line(errors)
     file.unlink()
     script(*common, f'--out_dir={tmp_path}/a', '--max_steps=3', '--ema_decay=0.9', '--resume=True')
     model, meta = checkpoint.load(tmp_path / 'a')
@@ -322,8 +331,12 @@ def test_a_run_on_sentences(pi05, data_dir, tmp_path, bpe):
     assert getattr(model, name).abs().sum() > 0
     batch = P.example(model.cfg, 2)
     assert model.act(batch).shape == (2, 8, 2)
-    said, _ = script('eval.py', f'--ckpt={tmp_path}/a', '--protocol=actions', '--stride=8')
-    assert 0 < json.loads(said)['l1_sigma'] < 10
+    said, table = script('eval.py', f'--ckpt={tmp_path}/a', '--protocol=actions', '--stride=8')
+    result = json.loads(said)
+    assert 0 < result['l1_sigma'] < 10 and {*result['misled']} == {'wrong_sentence', 'blind'}
+    assert 'wrong_sentence minus model, in L1: ' in table and '\n         blind  ' in table
+    logged = (tmp_path / 'a' / 'logs.json.txt').read_text()              # not while it trains: it takes long
+    assert 'eval/l1_sigma' in logged and 'wrong_sentence' not in logged
     ids = (bpe[0].encode('Task: go left, State:') if pi05 else None)
     want = ids.ids if ids else words.hashed('go left\n', 4096, {})
     assert model.text[0][:len(want) + 2].tolist() == [2, *want, -1]
@@ -332,6 +345,105 @@ def test_a_run_on_sentences(pi05, data_dir, tmp_path, bpe):
     first, _ = checkpoint.load(f'{tmp_path}/a/step_0000002')
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), other.parameters()))
     assert meta['params'] == sum(p.numel() for p in model.parameters())
+
+
+# ---- bad input, as train.py is given it: one line, nothing is written, no model is left random ----
+
+KINDS = pytest.mark.parametrize('kind', ('pi0', 'pi05', 'smolvla'))
+
+
+@pytest.fixture
+def refused(data_dir, tmp_path, bpe):
+    """refused(kind, *flags) -> the line that train.py says of a small model; {bpe}: a tokenizer's file."""
+    def ask(kind, *flags, dataset='told', code=(1, 2)):
+        M = S if kind == 'smolvla' else P
+        decided = 'tasks', 'height', 'width', 'action_dim', 'state_dim'
+        small = {key: value for key, value in M.SMALL.items() if key not in decided}
+        small |= {'tokenizer_max_length': 32, 'pi05': kind == 'pi05'}
+        small |= {key: value.format(bpe=bpe[1], n=bpe[2], tmp=tmp_path)
+                  for key, value in (flag[2:].split('=') for flag in flags)}
+        if M is S: small.pop('pi05')
+        _, errors = script('train.py', f'--model={M.__name__}', f'--dataset={dataset}', '--device=cpu',
+                           f'--data_dir={data_dir}', f'--out_dir={tmp_path}/out', '--batch_size=2',
+                           *[f'--{key}={value}' for key, value in small.items()], code=code)
+        assert not (tmp_path / 'out').exists()
+        return one_line(errors)
+    return ask
+
+
+@KINDS
+@pytest.mark.parametrize('flags, told', [
+    (['--max_state_dim=1'], 'state_dim = 2: max_state_dim = 1 have room'),
+    (['--max_action_dim=1'], 'action_dim = 2: max_action_dim = 1 have room'),
+    (['--tokenizer=/nowhere/it.json'], 'tokenizer = /nowhere/it.json: No such file or directory (os error '),
+    (['--tokenizer={bpe}'], 'the VLM has 4,096, '),
+    (['--tokenizer_max_length=2'], "tokenizer_max_length = 2: 'go left' takes up to "),
+    (['--cameras=top,nose'], "cameras = ('top', 'nose') (--cameras) contradicts "),
+    (['--init_from=lerobot/pi0_base'], 'cannot read lerobot/pi0_base/config.json: No such file or directo')])
+def test_keys_of_those_that_read(kind, flags, told, refused): assert told in refused(kind, *flags)
+
+
+@KINDS
+def test_without_the_package_of_tokenizers(kind, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tokenizers', None)
+    assert "needs the package tokenizers: pip install -e '.[vla]'; " in refused(kind, '--tokenizer={bpe}')
+
+
+def test_224_px_are_not_for_smolvla(refused):
+    flags = '--image_resolution=224,224', '--vision_variant=32x2x64x2x16x32', '--scale_factor=4'
+    assert 'want a square, n x 64 px, such as 256 or 512' in refused('smolvla', *flags)
+
+
+OURS = '--tokenizer={bpe}', '--vocab_size={n}', '--tokenizer_max_length=64', '--init_from={tmp}/policy'
+
+
+@pytest.mark.parametrize('kind, flags, damage, told', [
+    ('pi0', ['--tokenizer='], {}, "its words are a VLM's: tokenizer = its tokenizer.json"),
+    ('pi05', [], {}, 'it belongs to another model or Config'),
+    ('smolvla', [], {}, "config.json: type = 'pi0', want 'smolvla'"),
+    ('pi0', [], dict(drop=(P.HEAD,)), f'has neither {P.published("embed_tokens.weight")} nor {P.HEAD}'),
+    ('pi0', [], dict(drop=(P.published('vlm.layers.0.k_proj.weight'),)), 'policy lacks vlm.layers.0.k_proj'),
+    ('pi0', [], dict(add={'model.paligemma_with_expert.paligemma.vision_tower.x': torch.zeros(2)}),
+     'names of before October 2025; load and save it once with LeRobot'),
+    ('pi0', [], 'cut', 'policy/model.safetensors: ')])
+def test_folders_to_start_from(kind, flags, damage, told, refused, tmp_path, bpe, monkeypatch):
+    monkeypatch.setattr(S, 'FIRST', ('<bos>', 2))
+    whole = damage if isinstance(damage, dict) else {}
+    path = folder_of(tmp_path / 'policy', source(tokenizer=bpe[1], vocab_size=bpe[2]), **whole)
+    if damage == 'cut':
+        os.truncate(path / 'model.safetensors', 5000)
+    assert told in refused(kind, *OURS, *flags)
+
+
+@pytest.mark.parametrize('pi05', (True, False))
+def test_a_pi05_is_no_pi0(pi05, refused, tmp_path, bpe):
+    """What LeRobot saved; a run of ours: test_a_run_on_sentences."""
+    folder_of(tmp_path / 'policy', source(pi05, tokenizer=bpe[1], vocab_size=bpe[2]))
+    assert 'it belongs to another model or Config' in refused('pi0' if pi05 else 'pi05', *OURS)
+
+
+@pytest.mark.parametrize('number', (2, -1))
+@pytest.mark.parametrize('split', ('train', 'val'))
+def test_numbers_that_no_sentence_has(number, split, data_dir, refused):
+    shutil.copytree(data_dir / 'told', data_dir / 'odd')
+    try:
+        task = np.lib.format.open_memmap(data_dir / 'odd' / split / 'task.npy', mode='r+')
+        task[3] = number
+        said = refused('pi0', dataset='odd')
+        assert f'odd/{split}/task.npy: it holds ' in said and 'has the sentences 0 to 1; delete' in said
+    finally:
+        shutil.rmtree(data_dir / 'odd')
+
+
+@BOTH
+def test_cameras_and_numbers_that_are_not_known(pi05):
+    model = source(pi05)
+    seen = P.example(model.cfg, 1)
+    for strange, told in (({'image.wirst': seen['image.top']}, 'image.wirst: none of its cameras, top, wr'),
+                          ({'task': torch.tensor([[3]])}, 'task: 3..3, of 3 sentences'),
+                          ({'task': torch.tensor([[-1]])}, 'task: -1..-1, of 3 sentences')):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            model.act(seen | strange)
 
 
 def test_quantiles_that_the_data_lack(data_dir, tmp_path):
@@ -345,6 +457,18 @@ def test_quantiles_that_the_data_lack(data_dir, tmp_path):
     _, errors = script('train.py', '--model=pi0', '--dataset=told', f'--data_dir={tmp_path}/data',
                        '--pi05=True', f'--out_dir={tmp_path}/out', '--device=cpu', code=2)
     assert 'is damaged (stats: state has no q01)' in one_line(errors)
+
+
+def test_quantiles_that_a_folder_lacks(tmp_path):
+    """Mean and std of a set from before LeRobot had quantiles are no replacement."""
+    path = folder_of(tmp_path / 'policy', source(True))
+    for file in 'normalizer.safetensors', 'unnormalizer.safetensors':
+        stats = load_file(path / file)
+        stats = {key.replace('q01', 'mean').replace('q99', 'std'): x for key, x in stats.items()}
+        save_file(stats, path / file)
+    with pytest.raises(SystemExit) as stop:
+        P.Model.from_pretrained(path)
+    assert 'policy has no q01 of observation.state, beside the weights or among' in one_line(stop.value.code)
 
 
 def test_importing_is_cheap():

@@ -78,7 +78,7 @@ IDLE = {                                                 # argument: why it has 
 MODE = {'policy.compile_mode': "with compile = True it is torch's default"}
 IDLE = {kind: IDLE | MODE if kind != 'act' else IDLE for kind in KEYS}
 IDLE['smolvla'] |= {
-    'policy.load_vlm_weights': 'LeRobot fills in the VLM alone; here it comes with the policy of policy.path',
+    'policy.load_vlm_weights': 'here --init_from says it: of a policy, or of SmolVLM2, whose VLM alone it is',
     'policy.image_resolution': "no SmolVLA of LeRobot's has it: pictures become 512 x 512, or what "
                                'policy.resize_imgs_with_padding says, 256 or 512; 224 is impossible'}
 KNOWN = {kind: KEYS[kind] | FIXED[kind] | IDLE[kind] for kind in KEYS}
@@ -238,8 +238,10 @@ def remarks(kind, found):
         yield (f'Its words are those of {vlm}: --tokenizer=its tokenizer.json. What the command leaves open '
                "LeRobot takes from the policy's config.json; it is not read here.")
     elif kind not in ('act', 'diffusion'):
+        alone = ' FOLDER: a policy, or SmolVLM2 itself, as policy.load_vlm_weights has it.'
         yield ('No policy.path: all weights start at random, those that stay frozen, too, and words are '
-               f'hashed. For published ones: --init_from=FOLDER and --tokenizer=tokenizer.json of {vlm}.')
+               f'hashed. For published ones: --init_from=FOLDER and --tokenizer=tokenizer.json of {vlm}.'
+               + alone * (kind == 'smolvla'))
 
 
 def main():

@@ -2,12 +2,15 @@
 Recordings of robots in the LeRobot format: states and actions, and what cameras saw.
     python data/lerobot/prepare.py --src=../g1_lerobot --out=data/lerobot_g1 --val=85-99 --group arm=0-13:rad
     ... --out=data/lerobot_g1cam --cameras=all --size=96x128 --episodes=1,2,4,5,7,8           for policies
+    ... --out=data/lerobot_g1tokens --cameras=all --features=pretrained/SmolVLM2-500M-Video-Instruct
     ... --out=data/lerobot_g1video --video=observation.images.cam_high --episodes=1,2,4,5,7,8 --relative
 
 A row is a frame: state[t] is measured, action[t] is taken at frame t. Nothing is missing after the last
 frame: its action was sent to the robot and is kept. reader.py reads the files; here we ask which entries of
 the state belong together (groups), which of them the actions command (q_index), and which cameras to keep:
---video makes the `video` of world models, --cameras an `image.<name>` for each of a policy's cameras.
+--video makes the `video` of world models, --cameras an `image.<name>` for each of a policy's cameras. With
+--features=FOLDER, of a published smolvla or of SmolVLM2, that is a `features.<name>`: the image tokens that a
+smolvla whose VLM has these weights, and stays frozen, would compute anew in each step (image_tokens.py).
 """
 import hashlib
 import re
@@ -16,6 +19,8 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from data.latents import most_workers  # noqa: E402
+from data.lerobot import image_tokens  # noqa: E402
 from data.lerobot.reader import cameras, episode, features, films, layout, tasks, view, width  # noqa: E402
 from data.video import sides, told  # noqa: E402
 from data.writer import common, flags, write  # noqa: E402
@@ -112,6 +117,8 @@ def watched(args, info):
     """--video, --cameras, --size -> {key: column of a camera}, (height, width) or None: as it is, facts."""
     if args.video is not False and args.cameras is not False:
         sys.exit('--video and --cameras: want one of them, --video for world models, --cameras for policies')
+    if args.features is not False and args.cameras is False:
+        sys.exit(f'--features={args.features}: of what? --cameras=all says which pictures to read')
     if args.cameras is not False:
         found, size = kept(info, args.cameras), sides(args.size)
         H, W = size or one_size(info, found)
@@ -156,6 +163,8 @@ def main():
                    help='keep action - state of what is commanded: how far to go from here')
     p.add_argument('--video', default=False, help='camera, a column like observation.images.cam_high')
     p.add_argument('--cameras', default=False, help='all, or some of them, like cam_high,cam_left')
+    p.add_argument('--features', default=False,
+                   help='folder of a smolvla or of SmolVLM2, for cameras: keep its image tokens, no pictures')
     p.add_argument('--size', default=False,
                    help='32, or 24x32, height x width (default: 32 of --video, --cameras as they are)')
     p.add_argument('--episodes', default=False, help='keep these, like 1,2,4-5; --val then counts the kept')
@@ -192,9 +201,15 @@ def main():
                        n_tasks=len(about.get('tasks', [])))
     wanted = chosen[:args.limit] if args.limit > 0 else chosen
     filmed = [column for column in seen.values() if features(info)[column]['dtype'] == 'video']
+    options, code = common(args, __file__), []
+    if args.features is not False:
+        about['features'], facts['features'] = image_tokens.about(args.features)
+        read_one = partial(image_tokens.encoded, episode=read_one, src=args.features)
+        options['workers'] = most_workers(args.workers)
+        code = [(Path(__file__).parents[2] / 'smolvla.py').read_text()]
     read = {i: [files[i][0], *(films(args.src, column)[i][0] for column in filmed)] for i in wanted}
-    write(args.out, read_one, len(chosen), info=about, padded=(), sources=sources(read),
-          **common(args, __file__))
+    write(args.out, read_one, len(chosen), info=about, padded=(),
+          sources=[*sources(read), *code], **options)
 
 
 if __name__ == '__main__':
