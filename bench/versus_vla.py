@@ -108,26 +108,12 @@ class Inside(smolvla.Model):
         self.vlm = Together(self.vlm)
 
 
-class Stored(smolvla.Model):
-    """Image tokens come with the batch, as features.<camera> (B, 1, 64, 960) in 16 bit."""
-
-    def look(self, batch):
-        seen = [batch[f'features.{camera}'][:, -1].float() for camera in self.cfg.cameras]
-        return seen, [torch.ones_like(x[:, 0, 0], dtype=torch.bool) for x in seen]
-
-    def prefix(self, seen, there, tokens, real):
-        scale = self.embed_tokens.embedding_dim ** 0.5
-        real = torch.cat([torch.ones_like(x[..., 0], dtype=torch.bool) for x in seen] + [real], 1)
-        return scale * torch.cat([*seen, self.embed_tokens(tokens)], 1), real
-
-
 @torch.no_grad()
-def features(model, data):
-    """What would be stored of the pictures: image tokens, before the scale."""
-    tokens = model.projector(smolvla.shuffled(model.vision(torch.cat(model.look(data)[0])),
-                                              model.cfg.scale_factor))
-    rows = tokens.chunk(len(model.cfg.cameras))
-    return {f'features.{camera}': x[:, None].half() for camera, x in zip(model.cfg.cameras, rows)}
+def stored(model, data):
+    """The batch with image tokens in the place of pictures, as prepare.py --features stores them."""
+    tokens = model.image_tokens(model.look(data)[0])
+    rest = {key: x for key, x in data.items() if not key.startswith('image.')}
+    return rest | {f'features.{camera}': x[:, None].half() for camera, x in zip(model.cfg.cameras, tokens)}
 
 
 def same_step(case, models, batches, names=str, most=1e-4):
@@ -170,9 +156,8 @@ def phases_of(clock, pairs):
 def step_rows(clock):
     model = smolvla.Model(fine_tuned())
     data = drawn(smolvla, model.cfg, batch)
-    tokens = data | features(model, data)
     ways = {'ours': (model, data), 'inside': (timing.like(model, Inside), data),
-            'stored': (timing.like(model, Stored), tokens)}
+            'stored': (timing.like(model, smolvla.Model), stored(model, data))}
     apart_by = {name: same_step(name, *zip(ways['ours'], ways[name]), most=most)
                 for name, most in (('inside', 1e-4), ('stored', 1e-2))}              # 16 bits
     took = phases_of(clock, ways)

@@ -145,7 +145,8 @@ def test_ways_to_act(monkeypatch, name):
     monkeypatch.setattr(versus_vla, 'preset', 'tiny')
     monkeypatch.setattr(vla_gpu, 'rows', lambda models, *_: models)
     clock = timing.Clock('cuda', 'float32', reps=2)
-    rows = vla_gpu.act_rows(name, *versus_vla.gpu_rows(clock)[name], clock, ('eager', 'compiled'), 1e12, 1e12)
+    M, cfg = versus_vla.gpu_rows(clock)[name]
+    rows = vla_gpu.act_rows(name, M, cfg, clock, ('eager', 'compiled'), 1e12, 1e12)
     assert [row['case'].split(', weights')[0] for row in rows if row['against'] != 'LeRobot'][:4] == [
         f'{name} act, {way}' for way in ('eager', 'eager, graph', 'compiled', 'compiled, graph')]
     assert all(row['difference'] < 1e-3 for row in rows)
