@@ -141,7 +141,7 @@ def test_ways_to_step(name):
 
 @pytest.mark.parametrize('name', ('pi0', 'pi05', 'smolvla'))
 def test_ways_to_act(monkeypatch, name):
-    """bench/versus_vla.py --what=gpu: encode and sample are captured, and give the chunk of the eager call."""
+    """bench/versus_vla.py --what=gpu: encode and sample are captured; the chunk is that of an eager call."""
     monkeypatch.setattr(versus_vla, 'preset', 'tiny')
     monkeypatch.setattr(vla_gpu, 'rows', lambda models, *_: models)
     clock = timing.Clock('cuda', 'float32', reps=2)
