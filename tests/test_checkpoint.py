@@ -512,6 +512,9 @@ if what == "write":
     meta = dict(step=1, model="smolvla", model_config=dataclasses.asdict(cfg), config={}, data_sha="")
     checkpoint.save(folder, 1, smolvla.Model(cfg).state_dict(), None, {}, meta)
     sys.exit()
+small = smolvla.Config(**smolvla.SMALL)
+smolvla.Model(small).act(smolvla.example(small, 2))      # torch itself takes memory for its first product,
+contract.build(smolvla, small, empty=True)               # and for its first model without any
 before = fresh()
 if what == "load":
     model, _ = checkpoint.load(folder)
