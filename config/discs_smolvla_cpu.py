@@ -20,7 +20,7 @@ train_expert_only = False
 draws = 4                     # of noise and time for each look, which is dear
 
 batch_size = 64
-max_steps = 4500              # 2500 are not enough
+max_steps = 3500              # 2500 are not enough
 lr = 1e-3
 lr_schedule = 'cosine'
 warmup_steps = 100

@@ -507,11 +507,14 @@ def fresh():
     with open("/proc/self/clear_refs", "w") as f: f.write("5")       # the peak of what comes from now on
     return peak()
 folder, what = sys.argv[1:]
-cfg = smolvla.Config(**smolvla.SMALL | {"vlm_model_name": "256x512x4x2x64", "vocab_size": 200_000})
+cfg = smolvla.Config(**smolvla.SMALL | {"vlm_model_name": "256x512x4x2x64", "vocab_size": 100_000})
 if what == "write":
     meta = dict(step=1, model="smolvla", model_config=dataclasses.asdict(cfg), config={}, data_sha="")
     checkpoint.save(folder, 1, smolvla.Model(cfg).state_dict(), None, {}, meta)
     sys.exit()
+small = smolvla.Config(**smolvla.SMALL)
+smolvla.Model(small).act(smolvla.example(small, 2))      # torch itself takes memory for its first product,
+contract.build(smolvla, small, empty=True)               # and for its first model without any
 before = fresh()
 if what == "load":
     model, _ = checkpoint.load(folder)
@@ -528,10 +531,10 @@ print(json.dumps([peak() - before, sum(p.nbytes for p in weights)]))
 
 def test_a_large_file_is_in_memory_once(tmp_path):
     """
-    200 MB of weights: loading a run, and starting from one, takes at most 1.3 of them, where a model that is
+    100 MB of weights: loading a run, and starting from one, takes at most 1.3 of them, where a model that is
     drawn first and filled then takes 2.
     """
     run('-c', ONCE, tmp_path, 'write', PYTHONPATH=ROOT)
     for what in 'load', 'start':
         peak, weights = json.loads(run('-c', ONCE, tmp_path, what, PYTHONPATH=ROOT)[0])
-        assert weights > 2e8 and 0.9 < peak / weights <= 1.3, (what, peak / weights)
+        assert weights > 1e8 and 0.9 < peak / weights <= 1.3, (what, peak / weights)
