@@ -17,7 +17,7 @@ from bench.versus_lerobot import apart
 from logger import peak_of
 
 # bytes/s of the memory, from the data sheets; the first name that occurs wins
-BANDWIDTH = {'H100': 3.35e12, 'H200': 4.8e12, 'A100': 2.04e12, 'L40S': 0.864e12, 'RTX 4090': 1.01e12}
+BANDWIDTH = {'H100': 3.35e12, 'H200': 4.8e12, 'A100': 2.04e12, 'L40S': 8.64e11, 'RTX 4090': 1.01e12}
 NEAR = 5e-2                   # chunks of two ways differ by less, relative to their norm
 
 
