@@ -175,7 +175,8 @@ def read(folder, file, advice='take another checkpoint of this run'):
             with open(path) as f:
                 content = json.load(f)
         elif file.endswith(('.pt', '.pth', '.ckpt')):
-            content = torch.load(path, map_location='cpu', weights_only=True)
+            ours = file == 'state.pt'                    # older formats cannot be mapped
+            content = torch.load(path, map_location='cpu', weights_only=True, mmap=ours)
         else:
             content = mapped(path)
     except Exception as error:                           # garbage that is unpickled raises whatever it likes

@@ -59,10 +59,10 @@ import words
 EVAL = ('env', 'actions')     # protocols that understand it; the first that the data serve is the default
 PAD = True                    # windows reach beyond the ends of an episode, whose edges repeat
 SAMPLING = ('n_action_steps', 'num_inference_steps')
-META, ENTERED = True, ('act',)   # for contract.py: it can be built from a file alone; and shared by GPUs
+META, ENTERED = True, ('act',)           # built without memory, for a file's weights; methods for fsdp
 INITIAL = {'tokenizer': words.SAVED}     # a checkpoint has its sentences in tokens
 OWN = ('text', 'numbers', 'after', 'hashed')             # buffers that stay with weights from elsewhere
-AGREE = {'hashed': words.KINDS}          # and those that must be the same there
+AGREE = {'hashed': words.KINDS}          # of these, what weights from elsewhere must have likewise
 MAY_BE_0 = 'empty_cameras', 'drop_n_last_frames', 'tokenizer_max_length'
 POSITIVE = 'time_sampling_beta_alpha', 'time_sampling_beta_beta', 'min_period', 'max_period'
 BOS = 2                       # PaliGemma's first token of every text
@@ -410,6 +410,7 @@ class Model(nn.Module):
         for name in OWN if cfg.pi05 else ('text', 'hashed'):
             self.register_buffer(name, torch.tensor(True, device='cpu'))
         self.tell(cfg.tasks, cfg.tokenizer)
+        self.register_load_state_dict_post_hook(lambda model, _: model.measure())
 
     @torch.no_grad()
     def start(self):
@@ -452,16 +453,23 @@ class Model(nn.Module):
         rows = [[BOS, *row] if row else [] for row in rows]
         self.text = words.table(rows, L, tasks, state).to(self.text.device)
         self.hashed.fill_(not tokenizer)
+        self.measure()
+
+    def measure(self):
+        """Tokens of the longest prompt: what is behind would be computed, and seen by nobody."""
+        self.longest = words.longest(self.text)
+        if self.cfg.pi05:
+            self.longest += self.cfg.state_dim * words.longest(self.numbers) + words.longest(self.after)
 
     def read(self, batch):
         """-> tokens (B, L), and which of them are real (B, L)."""
         state = batch['state'][:, -1]
         text = self.text[batch['task'][:, -1].long()] if 'task' in batch else self.text[:1]
-        text = text.expand(len(state), -1)
+        text = text[:, :self.longest].expand(len(state), -1)
         if self.cfg.pi05:
             numbers = self.numbers[bins_of(self.normalise(state, 'state')) % 257]    # -1 is row 256
             pieces = torch.cat([text, numbers.flatten(1), self.after.expand(len(state), -1)], 1)
-            text = words.joined(pieces, text.shape[1])
+            text = words.joined(pieces, self.longest)
         return text.clamp(min=0), text >= 0
 
     def look(self, batch):
@@ -584,7 +592,7 @@ class Model(nn.Module):
         cfg, (_, depth, _, heads, _, d) = self.cfg, sizes(self.cfg.paligemma_variant)
         cells, D, T = self.vision.grid ** 2, cfg.draws, cfg.draws * cfg.chunk_size
         seen = len(cfg.cameras) * cells
-        N = seen + self.text.shape[1]
+        N = seen + self.longest
 
         def cost(tokens, *parts):
             return 2 * tokens * sum(p.numel() for part in parts for p in part.parameters() if p.ndim > 1)

@@ -4,13 +4,13 @@ action expert, turns noise into a chunk of actions in ten steps. By default the 
 layers of state, actions and time; the VLM does not.
 
 Shukor et al. 2025, arXiv 2506.01844, as LeRobot builds it; published weights go in key by key (`KEYS`). a is
-a chunk of actions, e Gaussian noise, t = 1 is noise, t = 0 data; what pi0.py has too is marked:
+a chunk of actions, e Gaussian noise, t = 1 is noise, t = 0 data; `same as pi0.py` marks what is, to the word:
 
     training    x_t = t e + (1 - t) a,   t = 0.999 Beta(1.5, 1) + 0.001, so more often near the noise
                 loss: mean of |velocity(x_t, t, cache) - (e - a)|^2 over real actions
     sampling    x = e;  for t = 1, 0.9, ... 0.1:  x <- x - 0.1 velocity(x, t, cache)
 
-    pictures    a ViT's 32 x 32 patches, 4 x 4 in one row -> connector: 64 tokens each, times sqrt(width)
+    pictures    a ViT's 32 x 32 patches, squares of 4 x 4 joined -> connector: 64 tokens, times sqrt(width)
     text        the VLM's embeddings, times sqrt(width)
     state       a linear layer: 1 token of the VLM
     actions     a linear layer of x_t, then an MLP with t: tokens of the expert
@@ -27,7 +27,7 @@ its values through another, and the actions count their places from 0.
 
 Pictures and text see nothing of what follows: `Model.encode` runs them through the VLM, then the state, and
 keeps keys and values, those of layers 1, 3, ... in the expert's version. `Model.velocity` runs the actions
-over these. With a frozen VLM nothing of it is remembered for the gradient but the state's one token.
+over these. With a frozen VLM backward needs its keys and values, and what the state's one token met.
 
 Shapes: B samples, N tokens, T = chunk_size actions, 32 = max_action_dim numbers in each, zeros behind those
 of the robot. image.<camera> (B, 1, 3, H, W) uint8, state (B, 1, S), task (B, 1) the number of a sentence,
@@ -40,11 +40,12 @@ Checkpoint of the VLM says                      code does (LeRobot, here)
     each token sees those before it                 the prefix sees all of itself
     a chat template, tokens around pictures         the sentence and a line break, nothing else
     32 layers                                       the first half
-LeRobot up to 0.5 masks no padding and averages over the zeros behind a robot's numbers, too. With
+LeRobot up to 0.5 learns from actions beyond the end and from the zeros behind a robot's numbers, too. With
 transformers 4.54 to 4.57 in float32 it numbers the rows of patches 0, 0, 1, ... 30; others, and we, 0 to 31.
 
 Parameters, millions: vision 86, connector 12, VLM 195 (words 47), expert 98, the rest 2: 393,519,456, of
-which 99,880,992 learn by default. A sample of two cameras costs 0.6 TFLOP to act on, 0.5 to train on.
+which 99,880,992 learn by default. A sample of two cameras costs 0.6 TFLOP to act on, with ten steps of the
+expert, and 0.5 to train on, with one and its backward.
 """
 import hashlib
 import math
@@ -64,10 +65,10 @@ import words
 EVAL = ('env', 'actions')     # protocols that understand it; the first that the data serve is the default
 PAD = True                    # windows reach beyond the ends of an episode, whose edges repeat
 SAMPLING = ('n_action_steps', 'num_steps')
-META, ENTERED = True, ('act', 'across')  # for contract.py: from a file alone; and shared by GPUs
+META, ENTERED = True, ('act', 'across')  # built without memory, for a file's weights; methods for fsdp
 INITIAL = {'tokenizer': words.SAVED}     # a checkpoint has its sentences in tokens
 OWN = ('text', 'hashed')      # buffers that stay with weights from elsewhere
-AGREE = {'hashed': words.KINDS}          # and those that must be the same there
+AGREE = {'hashed': words.KINDS}          # of these, what weights from elsewhere must have likewise
 FORM = ('features',)          # what is stored of pictures: a trained model takes what the data at hand have
 FIRST = '<|im_start|>', 1     # a token of SmolVLM2 and its number, by which its tokenizer is known
 VLM = 'smolvlm'               # model_type in config.json of SmolVLM2's own folder
@@ -75,7 +76,7 @@ EYES = 'vision.', 'projector.'           # weights that turn pictures into token
 MAY_BE_0 = 'empty_cameras', 'drop_n_last_frames'
 POSITIVE = 'expert_width_multiplier', 'min_period', 'max_period'
 SIZES = {
-    # width, width of the MLP, heads, heads of keys, numbers in a head
+    # width, width of the MLP, heads, heads of keys, numbers in a head; num_vlm_layers is the depth
     'HuggingFaceTB/SmolVLM2-500M-Video-Instruct': (960, 2560, 15, 5, 64),
     # width, layers, width of the MLP, heads, px of a patch, patches on a side of its table of places
     'smolvlm2': (768, 12, 3072, 12, 16, 32)}
@@ -83,7 +84,7 @@ SIZES = {
 
 @dataclass
 class Config:
-    # the network: names of SIZES, or numbers like 64x128x4x1x16
+    # the network: names of SIZES, or numbers in the order there, like 64x128x4x1x16
     vlm_model_name: str = 'HuggingFaceTB/SmolVLM2-500M-Video-Instruct'   # the VLM
     num_vlm_layers: int = 16      # of it that are used, and as many of the expert
     vision_variant: str = 'smolvlm2'         # its ViT
@@ -111,7 +112,7 @@ class Config:
     draws: int = 1                # of noise and time per observation, which is encoded once; published: 1
     freeze_vision_encoder: bool = True       # the ViT keeps its weights
     train_expert_only: bool = True           # ViT, connector, embeddings and VLM keep theirs
-    train_state_proj: bool = True            # else so does the layer of the state
+    train_state_proj: bool = True            # False: so does the layer of the state
     gradient_checkpointing: bool = False     # compute layers again instead of keeping what is in them
     # the data: meta.json decides
     tasks: tuple = ()             # sentences; (): the data have none, the prompt is a line break
@@ -331,6 +332,7 @@ class Layer(nn.Module):
         self.down_proj = linear(mlp, width)
 
     def across(self, kv):
+        """Keys and values of the VLM -> those of this layer; `encode` asks once for all steps."""
         k, v = (x.transpose(1, 2).flatten(2) for x in kv)
         return heads_of(self.k_proj(k), self.d), heads_of(self.v_proj(v), self.d)
 
@@ -368,7 +370,7 @@ class Stack(nn.Module):
         past, seen = cache or ([None] * len(self.layers), real[:, :0])
         place, kept, n = seen.sum(1, keepdim=True) + real.cumsum(1) - 1, [], x.shape[1]
         turns = [rotation(p, self.layers[0].d) for p in (place, place - place[:, :1])]
-        own = real[:, None, None]                        # what is not real has no place, and is not seen
+        own = real[:, None, None]                        # what is not real takes no place, and is not seen
         if causal:
             own = own & torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
         masks = torch.cat([seen[:, None, None].expand(-1, -1, own.shape[2], -1), own], 3), seen[:, None, None]
@@ -389,7 +391,8 @@ class Model(nn.Module):
         vlm, vision = sizes(cfg.vlm_model_name), sizes(cfg.vision_variant)
         W, C = vlm[0], int(vlm[0] * cfg.expert_width_multiplier)
         mlp = 256 * math.ceil(4 * int(2 * C / 3) / 256)  # as Llama: 8/3 of the width, rounded up
-        cross = [i for i in range(depth) if i % cfg.self_attn_every_n_layers and cfg.attention_mode[0] == 'c']
+        every = cfg.self_attn_every_n_layers if cfg.attention_mode == 'cross_attn' else 1
+        cross = [i for i in range(depth) if i % every]
         self.vision = Vision(vision[:5], vision[4] * vision[5], again)
         self.projector = nn.Linear(vision[0] * cfg.scale_factor ** 2, W, bias=False)
         self.embed_tokens = nn.Embedding(cfg.vocab_size, W)
@@ -409,8 +412,9 @@ class Model(nn.Module):
                 self.register_buffer(f'{key}_{name}', torch.full((getattr(cfg, f'{key}_dim'),), neutral,
                                                                        device='cpu'))
         for name in OWN:
-            self.register_buffer(name, torch.tensor(True, device='cpu'))
+            self.register_buffer(name, torch.tensor(True, device='cpu'))     # `tell` fills them
         self.tell(cfg.tasks, cfg.tokenizer)
+        self.register_load_state_dict_post_hook(lambda model, _: model.measure())
 
     # same as pi0.py
     @torch.no_grad()
@@ -436,11 +440,16 @@ class Model(nn.Module):
         rows = [read(task if task.endswith('\n') else task + '\n') for task in tasks or ('',)]
         self.text = words.table(rows, self.cfg.tokenizer_max_length, tasks).to(self.text.device)
         self.hashed.fill_(not tokenizer)
+        self.measure()
+
+    def measure(self):
+        """Tokens of the longest prompt: what is behind would be computed, and seen by nobody."""
+        self.longest = words.longest(self.text)
 
     def read(self, batch):
         """-> tokens (B, L), and which of them are real (B, L)."""
         text = self.text[batch['task'][:, -1].long()] if 'task' in batch else self.text[:1]
-        text = text.expand(len(batch['state']), -1)
+        text = text[:, :self.longest].expand(len(batch['state']), -1)
         return text.clamp(min=0), text >= 0
 
     def look(self, batch):
@@ -578,7 +587,7 @@ class Model(nn.Module):
         cells, T = (cfg.image_resolution[0] // sizes(cfg.vision_variant)[4]) ** 2, cfg.draws * cfg.chunk_size
         seen, depth = len(cfg.cameras) * cells, cfg.num_vlm_layers
         tokens = seen // cfg.scale_factor ** 2
-        N = tokens + self.text.shape[1] + 1              # with the state
+        N = tokens + self.longest + 1                    # with the state
         looks = not cfg.features
 
         def cost(tokens, *parts):

@@ -11,8 +11,9 @@ Keys belong either to this file (below) or to the model's Config; config files a
 (configurator.py). One optimizer step uses batch_size samples: micro_batch per GPU and pass x passes x GPUs.
 Batch and noise of a step are pure functions of (seed, step), so a resumed run does, to the bit on a CPU, what
 an unbroken one would have. A model with a `refresh` makes its own data, between steps. Ctrl-C, SIGTERM,
-SIGHUP and a closed pipe save at the next step and exit 0; during validation they do not wait for its end,
-but with fsdp. A loss that is not finite stops the run and names its samples.
+SIGHUP and a closed pipe save at the next step and exit 0; during validation they do not wait for its end;
+with fsdp they do, because all ranks must come to each layer. A loss that is not finite stops the run and
+names its samples.
 """
 from configurator import configure, polite_exit
 
@@ -82,7 +83,7 @@ device = 'auto'               # auto = cuda if there is one, else cpu
 dtype = 'auto'                # float32 | bfloat16 (autocast); auto = bfloat16 on cuda, else float32
 compile = 'auto'              # True | False; auto = True on cuda
 deterministic = False         # bitwise the same on CUDA too, slower
-fsdp = False                  # weights, gradients, optimizer: each GPU keeps a part; where one has no room
+fsdp = False  # each GPU keeps a part of weights, gradients and optimizer; for what has no room on one
 config, changed = configure(globals(), contract.owners)
 
 # ---- who are we ----
@@ -158,8 +159,9 @@ if ddp:                                                  # gloo beside nccl: sto
 # ---- data ----
 M = contract.load(model)
 stop_if(fsdp and not ddp, 'fsdp = True: there is nobody to share with; start it with torchrun')
-stop_if(fsdp and not hasattr(M, 'ENTERED'), f'fsdp = True: {model}.py names no ENTERED, the methods in which '
-        'layers are entered; its weights have room on one GPU, choose False')
+stop_if(fsdp and (not hasattr(M, 'ENTERED') or hasattr(M, 'refresh') or hasattr(M.Model, 'clip_grad')),
+        f'fsdp = True: {model}.py cannot be shared: no ENTERED there, or a refresh, or clip_grad '
+        '(contract.py); choose False')
 values = {field.name: config[field.name] for field in fields(M.Config)}
 cfg = contract.attempt(M, lambda values: M.Config(**values), values)
 windows = contract.windows_of(M, cfg)
@@ -273,18 +275,29 @@ if going_on:
 places = [x.untyped_storage().data_ptr() for x in raw.state_dict().values() if x.numel()]
 stop_if(len({*places}) < len(places),
         f'{model}: two tensors share their memory, which cannot be saved; tie weights in forward instead')
-if fsdp:                                                 # a layer is whole only while it is at work
+if fsdp:  # every rank has built the same weights and keeps its part; a layer is whole only while it works
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     mesh = init_device_mesh('cuda' if on_cuda else 'cpu', (world,))
     layers = [layer for part in raw.modules() if isinstance(part, torch.nn.ModuleList) for layer in part]
     for part in (*layers, raw):
-        if compile and part is not raw:
+        if compile and part is not raw:                  # what gathers them lies between them
             part.compile(dynamic=False)
+        # True: after validation the root, too, is in parts, as params and averages are
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
         for entry in M.ENTERED:
             if hasattr(part, entry): register_fsdp_forward_method(part, entry)
-    type(raw).__module__ = model                         # by which protocols find the file
+    type(raw).__module__ = model                         # a new class, by which protocols find the file
+    # all ranks play the same, so that all come to a layer equally often: a last bit may end a game elsewhere
+    alone = raw.act
+
+    def of_the_first(*args, **kw):
+        actions = alone(*args, **kw).contiguous()
+        dist.broadcast(actions, 0)
+        return actions
+    raw.act = of_the_first
+    if compile:
+        torch._dynamo.config.recompile_limit = 64        # layers of all kinds are compiled from few functions
 else:
     raw.to(device)
 optimizer = raw.configure_optimizers(lr, weight_decay, betas)
@@ -398,7 +411,7 @@ def measured(validate, evaluate):
     try:
         with as_judged():
             try:
-                if not fsdp:                             # there all ranks have to come to each layer
+                if not fsdp:                             # else the others would wait for it in the next layer
                     interruptible.append(True)
                     if asked_to_stop:
                         raise KeyboardInterrupt
@@ -411,10 +424,14 @@ def measured(validate, evaluate):
                                if value is None or isinstance(value, float)}         # JSON has no nan
                     found |= {f'eval/{key}': value for key, value in numbers.items()}
                 average(0.0)                             # nobody trains on while another may be interrupted
+                if fsdp:                                 # whether it is the best, all must agree
+                    told = [found]
+                    dist.broadcast_object_list(told)
+                    found, = told
             finally:
                 interruptible.clear()
     except BaseException as error:  # ours, or of a rank that lost the others to the signal
-        if not asked_to_stop and not (ddp and isinstance(error, RuntimeError)):
+        if fsdp or not asked_to_stop and not (ddp and isinstance(error, RuntimeError)):
             raise
         if not asked_to_stop:
             say(f'a rank has left, or cannot judge: {str(error).splitlines()[0]}')
@@ -561,7 +578,7 @@ while start < max_steps or not judged:
             found = None if stop else measured(validate, evaluate)
         except (Exception, SystemExit):  # what was trained must not be lost to a bad val split
             judged = False
-            if step > 0 and master and not fsdp:         # there it takes all ranks, who may be elsewhere
+            if step > 0 and master and not fsdp:         # with it a save takes all ranks; who knows where
                 save(step, {}, False)
             raise
         metrics, judged = found or {}, found is not None             # else to be made up for after the resume
@@ -617,8 +634,8 @@ while start < max_steps or not judged:
     logs = {}
     for i, rows in enumerate(passes(batch)):
         reseed(noise_seed, step, rank, i)
-        last_pass = fsdp or not ddp or i == accum - 1    # fsdp: what waits would be whole in every rank
-        with nullcontext() if last_pass else net.no_sync():          # forward too: DDP decides there
+        reduces = fsdp or not ddp or i == accum - 1      # fsdp: gradients that wait would lie there whole
+        with nullcontext() if reduces else net.no_sync():            # forward too: DDP decides there
             with autocast:
                 out = net(rows)
             if step == start and i == 0:

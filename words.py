@@ -74,6 +74,11 @@ def table(rows, width, texts=(), more=0):
     return torch.tensor(rows, device='cpu').view(len(rows), width)
 
 
+def longest(table):
+    """Tokens in its longest row, at least 1."""
+    return max(1, int((table >= 0).sum(1).max()))
+
+
 def joined(pieces, width):
     """(B, n) tokens with -1 in between -> (B, width) with the -1 at the end."""
     order = (pieces < 0).to(torch.uint8).sort(dim=1, stable=True).indices

@@ -117,7 +117,7 @@ class Theirs(torch.nn.Module):
 
 
 class TheirVLA(Theirs):
-    """LeRobot's SmolVLA; its text is as long as that of ours, or padded to the longest, as is its habit."""
+    """LeRobot's SmolVLA; it pads a text to the longest of the batch, as we do."""
 
     def __init__(self, ours):
         torch.nn.Module.__init__(self)
@@ -162,13 +162,12 @@ class TheirVLA(Theirs):
     def act(self, batch):
         return self.policy.predict_action_chunk(batch, batch['noise'])
 
-    def renamed(self, ours, batch, longest=False):
+    def renamed(self, ours, batch):
         tokens, real = ours.read(batch)
-        n = int(real.sum(1).max()) if longest else tokens.shape[1]
         rows = {'observation.state': ours.normalise(batch['state'][:, -1], 'state'),
                 'action': ours.normalise(batch['action'], 'action'), 'noise': batch['noise'], 't': batch['t'],
-                'observation.language.tokens': tokens[:, :n],
-                'observation.language.attention_mask': real[:, :n]}
+                'observation.language.tokens': tokens,
+                'observation.language.attention_mask': real}
         return rows | {f'observation.images.{name}': batch[f'image.{name}'][:, -1] / 255
                        for name in self.cfg.cameras}
 

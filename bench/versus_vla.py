@@ -173,24 +173,18 @@ def lerobot_rows(clock):
     with torch.no_grad():                                # it numbers the rows of patches 0, 0, 1, ... 30
         model.vision.position.weight.zero_()
     theirs, data = upstream.TheirVLA(model), drawn(smolvla, model.cfg, batch)
-    batches = {'LeRobot, as many tokens': theirs.renamed(model, data),
-               'LeRobot, without padding': theirs.renamed(model, data, longest=True)}
+    other = theirs.renamed(model, data)
     model.eval()
 
     @torch.no_grad()
     def ours(): return model.sample(model.encode(data), data['noise'])
-    acts = {name: partial(theirs.act, rows) for name, rows in batches.items()}
-    chunk = ours()
-    difference = max(apart(chunk, act(), 'lerobot, act', most=1e-4) for act in acts.values())
-    took = clock.times({'ours': ours} | acts)
-    rows = [timing.compared('lerobot', 'act', took['ours'], name, took[name], difference=difference)
-            for name in acts]
-    difference = max(same_step('lerobot', (model, theirs), (data, other), smolvla.published)
-                     for other in batches.values())
-    took = phases_of(clock, {'ours': (model, data)} | {name: (theirs, x) for name, x in batches.items()})
-    return rows + [timing.compared('lerobot', phase, took['ours'][phase], name, took[name][phase],
-                                   0.85 if phase == 'step' else None, difference)
-                   for name in batches for phase in timing.PHASES]
+    difference = apart(ours(), theirs.act(other), 'lerobot, act', most=1e-4)
+    took = clock.times({'ours': ours, 'theirs': partial(theirs.act, other)})
+    rows = [timing.compared('lerobot', 'act', took['ours'], 'LeRobot', took['theirs'], difference=difference)]
+    difference = same_step('lerobot', (model, theirs), (data, other), smolvla.published)
+    took = phases_of(clock, {'ours': (model, data), 'theirs': (theirs, other)})
+    return rows + [timing.compared('lerobot', phase, took['ours'][phase], 'LeRobot', took['theirs'][phase],
+                                   0.85 if phase == 'step' else None, difference) for phase in timing.PHASES]
 
 
 def saved_bytes(model, data):

@@ -15,7 +15,7 @@ import words
 from bench import timing
 
 READ = '''
-import torch, checkpoint, smolvla
+import torch, checkpoint, contract, smolvla
 torch.set_num_threads(1)
 def told(key): return next(int(line.split()[1]) * 1024 for line in open('/proc/self/status') if key in line)
 before = told('VmRSS')
@@ -53,7 +53,7 @@ def ways(cfg, folder):
              for kind in ('float32', 'bfloat16')}
     found['a run of ours'] = f"model, _ = checkpoint.load('{folder}/run')"
     for name, tokenizer in ('float32', words.SAVED), ('run', ''):
-        new = f'model = smolvla.Model(smolvla.{replace(cfg, tokenizer=tokenizer)!r})\n'
+        new = f'model = contract.build(smolvla, smolvla.{replace(cfg, tokenizer=tokenizer)!r}, empty=True)\n'
         filled = f"checkpoint.start_from(model, smolvla, '{folder}/{name}', {STATISTICS})"
         found[f'init_from, {name}'] = new + filled
     return found

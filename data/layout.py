@@ -343,7 +343,7 @@ def check_task(task, tasks):
     """task.npy as an array; tasks, the sentences that it numbers. A wrong number would pick another one."""
     low, high = task.min(initial=0), task.max(initial=0)
     want(not tasks or 0 <= low <= high < len(tasks),
-         f'it holds {low} to {high}; tasks of meta.json has the sentences 0 to {len(tasks) - 1}')
+         f'it holds {low} to {high}; tasks of meta.json has the sentences 0 to {len(tasks or ()) - 1}')
 
 
 def check_episodes(episodes, rows):

@@ -121,6 +121,7 @@ def test_nobody_but_the_state_sees_the_state_inside():
 
 def test_inside_all_of_the_vlm_is_remembered():
     model = fine_tuned(num_vlm_layers=4, tokenizer_max_length=40).train()
+    model.tell((' '.join('abcdefghijklmnopqrstuvwxyz'),))
     inside, data = timing.like(model, bench.Inside).train(), drawn(smolvla, model.cfg, 1)
     apart, all_ = (bench.saved_bytes(x, data) for x in (model, inside))
     assert all_ > 1.8 * apart
@@ -204,9 +205,7 @@ def test_rows_beside_lerobot(monkeypatch):
     monkeypatch.setattr(upstream, 'TheirVLA', Twin)
     rows = bench.lerobot_rows(clock())
     cases = [(row['case'], row['against']) for row in rows]
-    names = 'LeRobot, as many tokens', 'LeRobot, without padding'
-    assert cases == [(case, name) for case in ('act',) for name in names] + [
-        (phase, name) for name in names for phase in timing.PHASES]
+    assert cases == [(case, 'LeRobot') for case in ('act', *timing.PHASES)]
     assert all(row['difference'] < 1e-6 and (row['most'] == 0.85) == (row['case'] == 'step') for row in rows)
     monkeypatch.setattr(Twin, 'off', 0.1)
     with pytest.raises(SystemExit, match='^lerobot, act: ours and the other are not the same'):
@@ -214,18 +213,17 @@ def test_rows_beside_lerobot(monkeypatch):
 
 
 def test_a_batch_under_their_names():
-    """Normalised, pictures in 0..1; the prompt as long as ours, or as its longest in the batch."""
+    """Normalised, pictures in 0..1; the prompt as long as ours."""
     model = fine_tuned(tokenizer_max_length=12)
     model.action_mean.fill_(0.5)
     data = drawn(smolvla, model.cfg, 2)
     them = SimpleNamespace(cfg=model.cfg)
-    for longest, n in (False, 12), (True, 6):            # five words and a line break
-        got = upstream.TheirVLA.renamed(them, model, data, longest)
-        real = got['observation.language.attention_mask']
-        assert real.shape == got['observation.language.tokens'].shape == (2, n) and real.sum() == 12
-        assert torch.equal(got['action'], model.normalise(data['action'], 'action'))
-        assert got['observation.images.top'].shape == (2, 3, 16, 16)
-        assert 0.9 < got['observation.images.top'].max() <= 1 and got['observation.state'].shape == (2, 2)
+    got = upstream.TheirVLA.renamed(them, model, data)
+    real = got['observation.language.attention_mask']
+    assert real.shape == got['observation.language.tokens'].shape == (2, 6) and real.all()
+    assert torch.equal(got['action'], model.normalise(data['action'], 'action'))
+    assert got['observation.images.top'].shape == (2, 3, 16, 16)
+    assert 0.9 < got['observation.images.top'].max() <= 1 and got['observation.state'].shape == (2, 2)
 
 
 @pytest.mark.skipif(bool(upstream.lacking_vla()), reason='LeRobot 0.4.4 with its SmolVLA is not installed')
@@ -254,7 +252,7 @@ def test_ways_to_load(tmp_path):
     assert len(found) == 5
     for case, line in found.items():
         there = {}
-        exec(f'import torch, checkpoint, smolvla\n{line}', there)
+        exec(f'import torch, checkpoint, contract, smolvla\n{line}', there)
         for (key, p), q in zip(want.named_parameters(), there['model'].parameters()):
             assert torch.equal(p.bfloat16().float() if 'bfloat16' in case else p, q), (case, key)
 
@@ -272,10 +270,10 @@ def test_rows_of_imports(monkeypatch):
 
 # ---- a GPU ----
 
-@pytest.mark.parametrize('name, work, read', [('pi0', 4.19, 10.87), ('pi05', 4.81, 13.18),
-                                               ('smolvla', 0.59, 2.46)])
+@pytest.mark.parametrize('name, work, read', [('pi0', 4.02, 10.87), ('pi05', 4.14, 13.18),
+                                               ('smolvla', 0.58, 2.46)])
 def test_the_least_that_a_chunk_costs(name, work, read, monkeypatch):
-    """At full size: TFLOP, GB."""
+    """At full size: TFLOP, GB. With prompts padded to 48 and 200 tokens it were 4.19, 4.81 and 0.59 TFLOP."""
     monkeypatch.setattr(bench, 'preset', 'full')
     monkeypatch.setattr(vla_gpu, 'rows', lambda models, *_: models)
     parts = vla_gpu.least(*bench.gpu_rows(clock())[name])

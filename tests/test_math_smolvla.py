@@ -169,7 +169,7 @@ def test_who_sees_whom():
     model = model_of()
     batch = drawn(model, S, B=1)
     tokens, real = model.prefix(*model.look(batch), *model.read(batch))
-    n = tokens.shape[1] - model.text.shape[1]
+    n = tokens.shape[1] - model.longest
     of = {'pictures': (0, 1), 'text': (n, n + 1)}        # perturbed, looked at
     layer = model.expert.layers[-1]                      # of whose cache the VLM's keys went through a layer
 
@@ -202,8 +202,8 @@ def test_who_sees_whom():
 
 @torch.no_grad()
 def test_what_is_masked_changes_nothing():
-    model = model_of()
-    batch = drawn(model, S)
+    model = model_of(tasks=('go left', 'now go right'))
+    batch = drawn(model, S) | {'task': torch.tensor([[0], [1], [0]])}
 
     def velocity(**over):
         return model.velocity(batch['noise'], batch['t'], model.encode(batch | over))
@@ -218,6 +218,9 @@ def test_what_is_masked_changes_nothing():
     whole, (tokens, real) = velocity(), model.read(batch)
     model.read = lambda batch: (torch.where(real, tokens, 77), real)
     assert (~real).any() and torch.equal(velocity(), whole)
+    pad = torch.nn.functional.pad
+    model.read = lambda batch: (pad(tokens, (0, 3)), pad(real, (0, 3)))
+    assert (velocity() - whole).abs().max() < 1e-5
     model.read = lambda batch: (torch.where(real, 77, tokens), real)
     assert (velocity() - whole).abs().max() > 1e-3
 
@@ -350,6 +353,7 @@ def test_flops():
     assert model.flops_per_sample() / 3 < only < model.flops_per_sample()
     with torch.device('meta'):                           # TFLOP, counted elsewhere: two cameras of 512 x 512
         full = S.Model(S.Config(cameras=('a', 'b')))
+    full.longest = 48                                    # as published; ours are as long as the longest
     assert full.flops_per_sample() / 1e12 == pytest.approx(0.52, rel=0.02)
 
 

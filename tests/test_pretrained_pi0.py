@@ -210,7 +210,8 @@ def test_pieces_are_the_whole_prompt(told, bpe):
     assert {-1, 255} <= found and {len(str(b)) for b in found} == {1, 2, 3}
     for row, mask, task, b in zip(tokens, real, batch['task'][:, 0].tolist(), bins):
         want = [2, *read(P.prompt(TASKS[task], b))]
-        assert row[mask].tolist() == want and mask.tolist() == [True] * len(want) + [False] * (64 - len(want))
+        assert row[mask].tolist() == want and not mask[len(want):].any()
+        assert len(row) == model.longest <= 64
         if told == 'tokenizer':
             text = tokenizer.decode(want[1:]).replace(' ', '').replace('\u2581', ' ')
             assert text == P.prompt(TASKS[task], b)
@@ -270,7 +271,7 @@ def test_tell():
     assert torch.equal(model.text[2], source().text[0])
     model.tell((TASKS[1], TASKS[1]))
     assert (model.act(seen, generators())[0] - first[0]).abs().max() > 1e-4
-    assert torch.equal(model.act(seen, generators())[1], first[1])
+    assert (model.act(seen, generators())[1] - first[1]).abs().max() < 1e-5      # no longer as long
     with pytest.raises(ValueError, match='tokenizer_max_length = 12: '):
         model.tell(('a b c d e f g h i j k l',))
 

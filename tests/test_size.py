@@ -20,14 +20,14 @@ BUDGET = {              # lines, comments and blanks included
     'act.py': 495,
     # 480, and LeRobot's folders, what it keeps of LeRobot, a line per mistake; what is of a micro-batch
     'diffusion_policy.py': 535,
-    'pi0.py': 680, 'smolvla.py': 685,  # 600, marks on copies, strange cameras, stored image tokens
+    'pi0.py': 680, 'smolvla.py': 690,  # 600, marks on copies, strange cameras, stored image tokens
     'cem.py': 160, 'arx5_export.py': 180,
-    'words.py': 80,             # sentences by a tokenizer, or without
+    'words.py': 85,             # sentences by a tokenizer, or without
     'vision.py': 205,           # ResNet-18 under our names and under published ones
     'metrics.py': 510,          # five networks beside the scores that look through them
     'vae.py': 435,              # two nets, encoder and decoder each, and five layouts of their files
     'imf_policy.py': 560,  # kept, mended, left out of two papers: a line each; three objectives, 525 before
-    'train.py': 675,  # every key has its range, every stop its way to end; refresh; fsdp
+    'train.py': 690,  # every key has its range, every stop its way to end; refresh; fsdp
     'configurator.py': 250,     # owners of keys, a line for a config of another script, one for LeRobot's
     # what a model file lacks, said whole before the run; sentences; who judges; data that follow from weights
     'contract.py': 285,
