@@ -121,7 +121,7 @@ def test_nobody_but_the_state_sees_the_state_inside():
 
 def test_inside_all_of_the_vlm_is_remembered():
     model = fine_tuned(num_vlm_layers=4, tokenizer_max_length=40).train()
-    model.tell((' '.join('abcdefghijklmnopqrstuvwxyz'),))
+    model.tell((' '.join('abcdefghijklmnopqrstuvwxyz0123456789'),))
     inside, data = timing.like(model, bench.Inside).train(), drawn(smolvla, model.cfg, 1)
     apart, all_ = (bench.saved_bytes(x, data) for x in (model, inside))
     assert all_ > 1.8 * apart
