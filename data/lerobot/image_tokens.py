@@ -38,7 +38,7 @@ def eyes(src):
 
 
 def of_vlm(M, src, config, weights):
-    """-> values of M.Config, as the weights have them; how many heads only config.json knows. The weights."""
+    """-> (values of M.Config, weights). Sizes are the weights'; of heads only config.json tells."""
     heads = (config.get('vision_config') or {}).get('num_attention_heads')
     if type(heads) is not int:
         sys.exit(f'{src}/config.json: vision_config: num_attention_heads = {heads!r}: want a number')
@@ -49,6 +49,7 @@ def of_vlm(M, src, config, weights):
     (width, _, patch, _), (places, _), (mlp, _), (W, joined) = (
         weights[M.published(key)].shape for key in keys)
     depth, table = sum('.mlp.fc1.weight' in key for key in weights), math.isqrt(places)
+    # of the VLM only the width counts here; pictures have the full resolution
     return {'vision_variant': f'{width}x{depth}x{mlp}x{heads}x{patch}x{table}', 'num_vlm_layers': 1,
             'vlm_model_name': f'{W}x1x1x1x2', 'scale_factor': math.isqrt(joined // width),
             'expert_width_multiplier': 1.0, 'image_resolution': (patch * table, patch * table)}, weights
@@ -57,12 +58,12 @@ def of_vlm(M, src, config, weights):
 def stored(net, pictures, bar=None):
     """(T, 3, H, W) uint8 -> (T, N, W) float16."""
     import torch
-    key, found = f'image.{net.cfg.cameras[0]}', []
+    key, found = f'image.{net.cfg.cameras[0]}', []      # any of its cameras: `look` takes no others
     device = net.projector.weight.device
     for i in range(0, len(pictures), CHUNK):
         x = torch.from_numpy(pictures[i:i + CHUNK].copy()).to(device)    # a copy: torch wants to write
         with torch.no_grad():
-            found += [x.half().cpu().numpy() for x in net.image_tokens(net.look({key: x[:, None]})[0])]
+            found += [y.half().cpu().numpy() for y in net.image_tokens(net.look({key: x[:, None]})[0])]
         if bar:
             bar.update(len(x))
     return np.concatenate(found)
@@ -84,5 +85,5 @@ def encoded(i, episode, src):
 def about(src):
     """-> meta.json's `features`, and (N, W), what becomes of one picture."""
     net = eyes(src)
-    shape = stored(net, np.zeros((1, 3, 8, 8), np.uint8)).shape[1:]
+    shape = stored(net, np.zeros((1, 3, 8, 8), np.uint8)).shape[1:]      # of a black picture
     return {'weights': Path(src).resolve().name, 'sha256': net.sight()}, list(shape)

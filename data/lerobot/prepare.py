@@ -203,10 +203,10 @@ def main():
     filmed = [column for column in seen.values() if features(info)[column]['dtype'] == 'video']
     options, code = common(args, __file__), []
     if args.features is not False:
-        about['features'], facts['features'] = image_tokens.about(args.features)
+        about['features'], about['facts']['features'] = image_tokens.about(args.features)
         read_one = partial(image_tokens.encoded, episode=read_one, src=args.features)
-        options['workers'] = most_workers(args.workers)
-        code = [(Path(__file__).parents[2] / 'smolvla.py').read_text()]
+        options['workers'] = most_workers(args.workers)            # each has a network of its own
+        code = [(Path(__file__).parents[2] / 'smolvla.py').read_text()]    # another may make other tokens
     read = {i: [files[i][0], *(films(args.src, column)[i][0] for column in filmed)] for i in wanted}
     write(args.out, read_one, len(chosen), info=about, padded=(),
           sources=[*sources(read), *code], **options)
