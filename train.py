@@ -27,6 +27,7 @@ import signal
 import sys
 import time
 import uuid
+import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 
@@ -278,6 +279,7 @@ stop_if(len({*places}) < len(places),
 if fsdp:  # every rank has built the same weights and keeps its part; a layer is whole only while it works
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    warnings.filterwarnings('ignore', '.*returned a view tensor')        # which nobody changes in place
     mesh = init_device_mesh('cuda' if on_cuda else 'cpu', (world,))
     layers = [layer for part in raw.modules() if isinstance(part, torch.nn.ModuleList) for layer in part]
     for part in (*layers, raw):
