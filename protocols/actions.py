@@ -38,6 +38,7 @@ from protocols.recorded import TOLD, misled_by, n_action, players, replay
 HINT = ''
 EDGES = True
 QUICK = {'misled': False}     # while it trains
+MISLED = {'wrong_sentence': 'told another sentence', 'blind': 'shown pictures of another moment'}
 
 
 @dataclass
@@ -205,4 +206,4 @@ def show(result):
     for who in misled:
         cost, (low, high) = (result[f'{who}_minus_model_l1_sigma{end}'] for end in ('', '_ci'))
         sure = '' if one else f' ({number(low, 2)} to {number(high, 2)})'
-        print(f'{who} minus model, in L1: {number(cost, 2)}{sure}', file=sys.stderr)
+        print(f'{who}, {MISLED[who]}: L1 minus that of the model {number(cost, 2)}{sure}', file=sys.stderr)

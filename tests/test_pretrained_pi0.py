@@ -335,7 +335,7 @@ def test_a_run_on_sentences(pi05, data_dir, tmp_path, bpe):
     said, table = script('eval.py', f'--ckpt={tmp_path}/a', '--protocol=actions', '--stride=8')
     result = json.loads(said)
     assert 0 < result['l1_sigma'] < 10 and {*result['misled']} == {'wrong_sentence', 'blind'}
-    assert 'wrong_sentence minus model, in L1: ' in table and '\n         blind  ' in table
+    assert 'wrong_sentence, told another sentence: L1 minus that' in table and '\n         blind  ' in table
     logged = (tmp_path / 'a' / 'logs.json.txt').read_text()              # not while it trains: it takes long
     assert 'eval/l1_sigma' in logged and 'wrong_sentence' not in logged
     ids = (bpe[0].encode('Task: go left, State:') if pi05 else None)
