@@ -560,7 +560,8 @@ class Model(nn.Module):
             raise ValueError(f'task: which of the {len(self.text)} sentences? want (B, 1), its number')
         if task is not None and not 0 <= int(task.min()) <= int(task.max()) < len(self.text):
             raise ValueError(f'task: {int(task.min())}..{int(task.max())}, of {len(self.text)} sentences')
-        if strange := {key for key in obs if key.startswith('image.') and key[6:] not in cfg.cameras}:
+        seen = {key for key in obs if key.startswith(('image.', 'features.'))}
+        if strange := {key for key in seen if key.partition('.')[2] not in cfg.cameras}:
             raise ValueError(f'{min(strange)}: none of its cameras, {", ".join(cfg.cameras)}')
         if (self.text[:, 0] < 0).any():
             raise ValueError('its sentences are not there: give tasks and tokenizer, or tell(tasks, PATH)')

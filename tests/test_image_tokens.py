@@ -95,6 +95,8 @@ def test_acting_takes_either():
     assert loud['features.top'].isfinite().all() and other.act(loud, generators(3)).isfinite().all()
     with pytest.raises(ValueError, match='no picture: want image.top'):
         other.act({'state': batch['state'], 'task': batch['task']})
+    with pytest.raises(ValueError, match='features.tpo: none of its cameras, top'):
+        other.act(stored | {'features.tpo': stored['features.top']})
 
 
 def test_their_cost():
