@@ -529,6 +529,7 @@ print(json.dumps([peak() - before, sum(p.nbytes for p in weights)]))
 '''
 
 
+@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='wants Linux, /proc')
 def test_a_large_file_is_in_memory_once(tmp_path):
     """
     100 MB of weights: loading a run, and starting from one, takes at most 1.3 of them, where a model that is
