@@ -39,8 +39,8 @@ Nobody masks actions beyond the end of an episode: they repeat the last one and 
 openpi draws crops, turns and colours in training; LeRobot and we do not.
 
 Parameters, millions: vision 412, projector 2, VLM 2,399 (words 527), expert 311, the rest 3 (pi05: 428, 2):
-3,128,992,528 (pi05: 3,244,377,872). With three cameras pi0 takes 4.2 TFLOP to act (vision 0.7, VLM 3.2, ten
-steps 0.4) and 11.5 to train on a sample; pi0.5 4.8 and 13.4.
+3,128,992,528 (pi05: 3,244,377,872). With three cameras and the longest prompts pi0 takes 4.2 TFLOP to act
+(vision 0.7, VLM 3.2, ten steps 0.4) and 11.5 to train on a sample; pi0.5 4.8 and 13.4.
 """
 import math
 import re
@@ -456,8 +456,8 @@ class Model(nn.Module):
         self.measure()
 
     def measure(self):
-        """Tokens of the longest prompt: what is behind would be computed, and seen by nobody."""
-        self.longest = words.longest(self.text)
+        """The tokens of the longest prompt, as what is behind nobody sees; and if all sentences are there."""
+        self.longest, self.told = words.longest(self.text), bool((self.text[:, 0] >= 0).all())
         if self.cfg.pi05:
             self.longest += self.cfg.state_dim * words.longest(self.numbers) + words.longest(self.after)
 
@@ -570,7 +570,7 @@ class Model(nn.Module):
         seen = {key for key in obs if key.startswith(('image.', 'features.'))}
         if strange := {key for key in seen if key.partition('.')[2] not in cfg.cameras}:
             raise ValueError(f'{min(strange)}: none of its cameras, {", ".join(cfg.cameras)}')
-        if (self.text[:, 0] < 0).any():
+        if not self.told:
             raise ValueError('its sentences are not there: give tasks and tokenizer, or tell(tasks, PATH)')
         cache = self.encode({key: x.to(device) for key, x in obs.items()})
         shape = cfg.chunk_size, cfg.max_action_dim

@@ -443,8 +443,8 @@ class Model(nn.Module):
         self.measure()
 
     def measure(self):
-        """Tokens of the longest prompt: what is behind would be computed, and seen by nobody."""
-        self.longest = words.longest(self.text)
+        """The tokens of the longest prompt, as what is behind nobody sees; and if all sentences are there."""
+        self.longest, self.told = words.longest(self.text), bool((self.text[:, 0] >= 0).all())
 
     def read(self, batch):
         """-> tokens (B, L), and which of them are real (B, L)."""
@@ -563,7 +563,7 @@ class Model(nn.Module):
         seen = {key for key in obs if key.startswith(('image.', 'features.'))}
         if strange := {key for key in seen if key.partition('.')[2] not in cfg.cameras}:
             raise ValueError(f'{min(strange)}: none of its cameras, {", ".join(cfg.cameras)}')
-        if (self.text[:, 0] < 0).any():
+        if not self.told:
             raise ValueError('its sentences are not there: give tasks and tokenizer, or tell(tasks, PATH)')
         cache = self.encode({key: x.to(device) for key, x in obs.items()})
         shape = cfg.chunk_size, cfg.max_action_dim
