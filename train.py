@@ -688,4 +688,4 @@ if ddp:
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # all is saved: threads of torch that an interpreter's end meets have aborted one in hundreds
+    os._exit(0)  # all is saved; once a thread of torch, which the interpreter's end met, aborted a rank
