@@ -289,7 +289,8 @@ class Vision(nn.Module):
 
     def forward(self, x):
         x = self.patch(x)
-        at = torch.arange(x.shape[3], device=x.device) * self.grid // x.shape[3]     # a small picture skips
+        # a smaller picture takes places spread over the whole table
+        at = torch.arange(x.shape[3], device=x.device) * self.grid // x.shape[3]
         x = x.flatten(2).transpose(1, 2) + self.position((at[:, None] * self.grid + at).flatten())
         for layer in self.layers:
             x = recompute(layer, x, use_reentrant=False) if self.recomputes and self.training else layer(x)
@@ -416,7 +417,7 @@ class Model(nn.Module):
     def start(self):
         """From scratch: weights of std 1 / sqrt(inputs), so that a network of any width starts near 1."""
         for name, p in self.named_parameters():
-            if p.ndim > 1 and '.dense.' not in name:     # AdaRMS starts at 0: every layer lets x pass
+            if p.ndim > 1 and '.dense.' not in name:     # pi0.5's AdaRMS starts at 0: x passes
                 p.normal_(std=(p.numel() / len(p)) ** -0.5)
             elif name.endswith('bias') or p.ndim > 1:
                 p.zero_()

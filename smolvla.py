@@ -21,9 +21,9 @@ a chunk of actions, e Gaussian noise, t = 1 is noise, t = 0 data; `same as pi0.p
     state           x        x       x        .
     actions         x        x       x       past      the expert: 16 layers of width 720
 
-Layers 0, 2, ... of the expert let actions look at the VLM's keys and values of that layer, and at each other,
-backwards. In layers 1, 3, ... they look at the VLM alone: its keys, RoPE and all, go through a linear layer,
-its values through another, and the actions count their places from 0.
+In layers 0, 2, ... of the expert an action looks at the VLM's keys and values of that layer, at itself, and
+at actions before it (`past`). In layers 1, 3, ... it looks at the VLM alone: its keys, RoPE and all, go
+through a linear layer, its values through another, and the actions count their places from 0.
 
 Pictures and text see nothing of what follows: `Model.encode` runs them through the VLM, then the state, and
 keeps keys and values, those of layers 1, 3, ... in the expert's version. `Model.velocity` runs the actions
@@ -303,7 +303,8 @@ class Vision(nn.Module):
 
     def forward(self, x):
         x = self.patch(x)
-        at = torch.arange(x.shape[3], device=x.device) * self.grid // x.shape[3]     # a small picture skips
+        # a smaller picture takes places spread over the whole table
+        at = torch.arange(x.shape[3], device=x.device) * self.grid // x.shape[3]
         x = x.flatten(2).transpose(1, 2) + self.position((at[:, None] * self.grid + at).flatten())
         for layer in self.layers:
             x = recompute(layer, x, use_reentrant=False) if self.recomputes and self.training else layer(x)
@@ -313,8 +314,8 @@ class Vision(nn.Module):
 class Layer(nn.Module):
     """
     Tokens x (B, N, C) look at past keys and values and at each other, as mask allows; then an MLP. -> x, and
-    all keys and values, past ones first. last: of the VLM, whose answer nobody wants. cross: of the expert,
-    where x looks at past ones alone, and `across` makes these of the VLM's.
+    all keys and values, past ones first. last: of the VLM, whose answer nobody wants, so it ends with these.
+    cross: of the expert, where x looks at past ones alone and makes none; `across` made them of the VLM's.
     """
 
     def __init__(self, size, last=False, cross=False):
@@ -373,6 +374,7 @@ class Stack(nn.Module):
         own = real[:, None, None]                        # what is not real takes no place, and is not seen
         if causal:
             own = own & torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
+        # [0]: what is past and each other; [1], of cross layers: what is past alone
         masks = torch.cat([seen[:, None, None].expand(-1, -1, own.shape[2], -1), own], 3), seen[:, None, None]
         x = x.float()                                    # under autocast the sum of all layers stays exact
         for i, layer in enumerate(self.layers):
@@ -421,7 +423,7 @@ class Model(nn.Module):
     def start(self):
         """From scratch: weights of std 1 / sqrt(inputs), so that a network of any width starts near 1."""
         for name, p in self.named_parameters():
-            if p.ndim > 1 and '.dense.' not in name:     # AdaRMS starts at 0: every layer lets x pass
+            if p.ndim > 1 and '.dense.' not in name:     # pi0.5's AdaRMS starts at 0: x passes
                 p.normal_(std=(p.numel() / len(p)) ** -0.5)
             elif name.endswith('bias') or p.ndim > 1:
                 p.zero_()
@@ -457,38 +459,38 @@ class Model(nn.Module):
         -> what the cameras give, each pictures (B, 3, R, R) in -1..1 or stored tokens (B, N, W), and for whom
         it is there [(B,)]; others change nothing.
         """
-        seen, there = [], []
+        views, there = [], []
         for camera in self.cfg.cameras:
             if (x := batch.get(f'features.{camera}')) is not None:
-                seen.append(x[:, -1].float())
+                views.append(x[:, -1].float())
             elif (x := batch.get(f'image.{camera}')) is not None:
                 assert x.dtype == torch.uint8, f'image.{camera} is {x.dtype}, want uint8, 0 to 255'
-                seen.append(resize_with_pad(x[:, -1] / 255, self.cfg.image_resolution[0]) * 2 - 1)
+                views.append(resize_with_pad(x[:, -1] / 255, self.cfg.image_resolution[0]) * 2 - 1)
             else:
                 continue
             mask = batch.get(f'image_mask.{camera}')
             there.append(torch.ones(len(x), dtype=torch.bool, device=x.device) if mask is None else mask)
-        if not seen:
+        if not views:
             raise ValueError(f'no picture: want image.{", image.".join(self.cfg.cameras)}, or some of them')
-        return seen, there
+        return views, there
 
     # ---- the network ----
 
-    def image_tokens(self, seen):
+    def image_tokens(self, views):
         """What `look` gives -> tokens [(B, N, W)], before their scale; those that were stored stay."""
-        pictures = [x for x in seen if x.ndim == 4]
+        pictures = [x for x in views if x.ndim == 4]     # what was stored has three dimensions
         if not pictures:
-            return seen
+            return views
         with torch.no_grad() if self.cfg.freeze_vision_encoder else nullcontext():
             x = self.vision(torch.cat(pictures))         # all cameras at once
         x = [*self.projector(shuffled(x, self.cfg.scale_factor)).chunk(len(pictures))]
-        return [x.pop(0) if y.ndim == 4 else y for y in seen]
+        return [x.pop(0) if view.ndim == 4 else view for view in views]
 
-    def prefix(self, seen, there, tokens, real):
+    def prefix(self, views, there, tokens, real):
         """Pictures and text -> tokens of the VLM (B, N, W), and which of them are real (B, N)."""
-        seen = [*self.image_tokens(seen), self.embed_tokens(tokens)]
-        real = torch.cat([mask[:, None].expand(-1, seen[0].shape[1]) for mask in there] + [real], 1)
-        return torch.cat([x * self.embed_tokens.embedding_dim ** 0.5 for x in seen], 1), real
+        parts = [*self.image_tokens(views), self.embed_tokens(tokens)]
+        real = torch.cat([mask[:, None].expand(-1, parts[0].shape[1]) for mask in there] + [real], 1)
+        return torch.cat([x * self.embed_tokens.embedding_dim ** 0.5 for x in parts], 1), real
 
     def encode(self, batch):
         """What all steps share: the cache of pictures and text, then of the state."""
@@ -598,7 +600,7 @@ class Model(nn.Module):
         vlm = cost(looks * tokens, self.projector) + cost(N, self.vlm) + 4 * (depth - 1) * N * N * heads * d
         across = [f for layer in self.expert.layers if layer.cross for f in (layer.k_proj, layer.v_proj)]
         expert = cost(T, self.expert, *(part for name, part in self.named_children() if 'action' in name))
-        expert += cost(N - T, *across)                   # once per observation, of what is seen
+        expert += cost(N - T, *across)                   # of what is seen, N tokens; above they counted as T
         expert += 4 * T * heads * d * (depth * N + (depth - len(across) // 2) * cfg.chunk_size)
         frozen = cfg.freeze_vision_encoder or cfg.train_expert_only
         return vision * (1 if frozen else 3) + vlm * (1 if cfg.train_expert_only else 3) + 3 * expert
@@ -633,7 +635,7 @@ class Model(nn.Module):
 
     def suits(self, meta):
         """ValueError where the data hold other tokens than this model makes of their pictures."""
-        check(self.cfg)
+        check(self.cfg)                                  # again: contract.meet may have set features
         made = meta.get('features') or {}
         if self.cfg.features and made.get('sha256') != self.sight():
             raise ValueError(f'its features are image tokens of {made.get("weights")}, whose weights are not '

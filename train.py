@@ -420,6 +420,7 @@ def measured(validate, evaluate):
                 if validate:
                     found['val/loss'] = val_loss()
                 if evaluate:
+                    # fsdp: every rank plays all of it, so that all call the layers equally often
                     among = {} if fsdp else {'rank': rank, 'world': world}
                     result = protocol.evaluate(raw, folder, judging, **among)
                     numbers = {key: math.nan if value is None else value for key, value in result.items()

@@ -20,7 +20,7 @@ BUDGET = {              # lines, comments and blanks included
     'act.py': 495,
     # 480, and LeRobot's folders, what it keeps of LeRobot, a line per mistake; what is of a micro-batch
     'diffusion_policy.py': 535,
-    'pi0.py': 680, 'smolvla.py': 690,  # 600, marks on copies, strange cameras, stored image tokens
+    'pi0.py': 685, 'smolvla.py': 695,  # 600, marks on copies, strange cameras, stored image tokens
     'cem.py': 160, 'arx5_export.py': 180,
     'words.py': 85,             # sentences by a tokenizer, or without
     'vision.py': 205,           # ResNet-18 under our names and under published ones

@@ -22,8 +22,8 @@ CHUNK = 8                        # pictures at a time
 @cache
 def eyes(src):
     """
-    ViT and connector of a folder of a smolvla, or of SmolVLM2 itself, on this process's device, once: a
-    smolvla.Model without memory for the rest. torch comes here, because data of pixels need none.
+    The folder of a smolvla, or of SmolVLM2 itself -> a smolvla.Model, read once by each process. ViT and
+    connector are on its device, the rest has no memory. torch comes here, because data of pixels need none.
     """
     import checkpoint
     import smolvla
